@@ -1,0 +1,69 @@
+# The companion's commands. `make help` lists them.
+PYTHON ?= python3
+PROFILE ?= profiles/demo.yaml
+CORES ?= all
+BIN := .venv/bin
+READY := .venv/.ready
+
+export HF_HUB_DISABLE_TELEMETRY := 1
+export PYTHONUTF8 := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce plan graph lab test test-fast lint notebooks demo-assets lock clean
+
+help: ## list the commands
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version). Say which: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+setup: $(READY) ## create .venv from the lock file
+
+reproduce: $(READY) ## run all nine stages of PROFILE (default: the demo)
+	$(BIN)/python -m snakemake --cores $(CORES) --quiet host --keep-incomplete --rerun-incomplete \
+	  --rerun-triggers mtime params input --config profile="$(PROFILE)"
+	@$(BIN)/python -m lib.claims "$(PROFILE)"
+
+plan: $(READY) ## show which stages PROFILE would run
+	$(BIN)/python -m snakemake -n --quiet host --rerun-triggers mtime params input --config profile="$(PROFILE)"
+
+graph: $(READY) ## draw the graph of stages to figures/pipeline.svg (needs graphviz)
+	@command -v dot >/dev/null || { echo "graphviz is needed to draw the graph: apt-get install graphviz"; exit 1; }
+	$(BIN)/python -m snakemake --rulegraph dot --config profile="$(PROFILE)" | dot -Tsvg -o figures/pipeline.svg
+	@echo "graph: figures/pipeline.svg"
+
+lab: $(READY) ## open the notebooks in JupyterLab
+	$(BIN)/python -m jupyter lab --notebook-dir .
+
+test: $(READY) lint reproduce ## style, the demo run, all tests, and nbval on the notebooks
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q tests notebooks --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg $(PYTEST)
+
+test-fast: $(READY) ## tests that need no demo run
+	$(BIN)/python -m pytest -q -m "not pipeline" tests
+
+lint: $(READY) ## ruff, for style and format
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+notebooks: reproduce ## execute the committed notebooks again, with the demo profile
+	$(BIN)/python -m lib.notebooks commit
+
+demo-assets: $(READY) ## rebuild data/demo: annotations, prompts, tiny models (minutes)
+	$(BIN)/python data/demo/build_annotations.py
+	$(BIN)/python data/demo/build_prompts.py
+	$(BIN)/python data/demo/build_models.py
+
+lock: ## resolve requirements.in into requirements.lock, in a fresh environment
+	rm -rf .lock-venv && $(PYTHON) -m venv .lock-venv
+	.lock-venv/bin/python -m pip install --quiet torch==2.13.0
+	.lock-venv/bin/python -m pip install --quiet -r requirements.in
+	$(PYTHON) -c 'print("# Made by `make lock` from requirements.in. Do not edit.")' > requirements.lock
+	.lock-venv/bin/python -m pip freeze | sed 's/+cpu$$//' >> requirements.lock
+	rm -rf .lock-venv
+
+clean: ## remove runs/demo, caches and .venv; other runs and downloaded data stay
+	rm -rf runs/demo .snakemake .venv *.egg-info .pytest_cache .ruff_cache .hypothesis

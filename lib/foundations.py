@@ -1,0 +1,48 @@
+"""The five moral foundations and their ten categories.
+
+Every vector, table and figure uses this order and these colours, so they are stated once.
+"""
+
+FOUNDATIONS = (
+    "care-harm",
+    "fairness-cheating",
+    "loyalty-betrayal",
+    "authority-subversion",
+    "sanctity-degradation",
+)
+"""Names as Social-Chemistry-101 writes them: virtue, hyphen, vice."""
+
+OPPOSITES = dict(name.split("-") for name in FOUNDATIONS)
+"""Virtue -> the vice that opposes it."""
+
+VIRTUES = tuple(OPPOSITES)
+VICES = tuple(OPPOSITES.values())
+
+CATEGORIES = tuple(category for pair in OPPOSITES.items() for category in pair)
+"""The ten dimensions of a moral vector, in the paper's order: care, harm, fairness, cheating, ..."""
+
+POLARITIES = ("virtue", "vice", "neutral")
+
+# Tol's bright hues, one a foundation; the virtue takes the full hue and the vice a darker one,
+# so a pair stays together and its poles differ in lightness for readers who cannot tell hues apart.
+COLOURS = {
+    "care": "#EE6677",
+    "harm": "#8C2F3A",
+    "fairness": "#4477AA",
+    "cheating": "#1F3A5A",
+    "loyalty": "#CCBB44",
+    "betrayal": "#7A6E1B",
+    "authority": "#AA3377",
+    "subversion": "#5E1A41",
+    "sanctity": "#228833",
+    "degradation": "#10491A",
+}
+"""Category -> fixed colour."""
+
+FOUNDATION_COLOURS = {name: COLOURS[name.split("-")[0]] for name in FOUNDATIONS}
+
+
+def category_of(foundation: str, polarity: str) -> str:
+    """Name the category that a foundation's pole is: ``("care-harm", "vice") -> "harm"``."""
+    virtue, vice = foundation.split("-")
+    return {"virtue": virtue, "vice": vice}[polarity]

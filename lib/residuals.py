@@ -1,0 +1,199 @@
+"""Residual streams of all layers in one traced pass, pooled on the device.
+
+The paper's representation of an action is the residual stream behind every decoder block for the prompt
+"{action} is morally" (no chat template), averaged over all tokens. The average includes the first token, whose
+activation is very large in these models; so the same pass pools in three more ways, which are the controls. Nothing
+of shape [batch, token, width] leaves the device.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from nnsight import TransformersModel
+from tqdm.auto import tqdm
+
+from lib import models
+from lib.store import ActivationStore
+
+TEMPLATE = "{action} is morally"
+"""The published prompt."""
+
+MAX_TOKENS = 128
+"""The published truncation."""
+
+POOLINGS = ("mean", "mean_without_first", "action", "last")
+"""Mean over all tokens (published), without the first one, over the action's tokens only, the last token alone."""
+
+
+class ActivationError(ValueError):
+    """Activations cannot be computed or are not finite."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Tokenized prompts in the order of the store's rows: by number of tokens, then by action.
+
+    ``tokens[i]`` are the ids of row i; ``in_action[i]`` says which of them belong to the action.
+    """
+
+    actions: list[str]
+    tokens: list[np.ndarray]
+    in_action: list[np.ndarray]
+    truncated: int
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Number of tokens of every prompt."""
+        return np.array([len(ids) for ids in self.tokens])
+
+
+def tokenize(model: TransformersModel, actions: list[str]) -> Prompts:
+    """Tokenize distinct actions inside the published prompt and sort them by length.
+
+    Prompts of more than 128 tokens lose their end, as published; they are counted.
+
+    Raises:
+        ActivationError: an action is empty or occurs twice.
+    """
+    if len(set(actions)) != len(actions):
+        raise ActivationError("actions must be distinct; annotations refer to them by their text")
+    if any(not action.strip() for action in actions):
+        raise ActivationError("an action is empty; clean the annotations first (notebook 01)")
+    encoded = model.tokenizer(
+        [TEMPLATE.format(action=action) for action in actions],
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+    )
+    rows = []
+    truncated = 0
+    for action, ids, offsets, special in zip(
+        actions, encoded["input_ids"], encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True
+    ):
+        truncated += len(ids) > MAX_TOKENS
+        starts = np.array([start for start, _ in offsets])
+        in_action = (starts < len(action)) & (np.array(special) == 0)
+        rows.append((len(ids[:MAX_TOKENS]), action, np.array(ids[:MAX_TOKENS]), in_action[:MAX_TOKENS]))
+    rows.sort(key=lambda row: row[:2])
+    return Prompts([row[1] for row in rows], [row[2] for row in rows], [row[3] for row in rows], truncated)
+
+
+def extract(model: TransformersModel, prompts: Prompts, store: ActivationStore, token_budget: int) -> None:
+    """Fill a store with the pooled residual streams of ``prompts``, skipping the chunks it already has.
+
+    Args:
+        model: an open model.
+        prompts: the store's rows.
+        store: where [layer, row, width] goes, one array a pooling.
+        token_budget: at most so many tokens, padding included, in one forward pass.
+
+    Raises:
+        ActivationError: an activation is not finite; nothing of its chunk is written.
+    """
+    missing = store.missing_chunks()
+    done = len(prompts.actions) - sum(len(rows) for rows in missing)
+    with tqdm(total=len(prompts.actions), initial=done, desc="residual streams", unit="action") as progress:
+        for rows in missing:
+            parts = []
+            for batch in batches(prompts.lengths, rows, token_budget):
+                pooled = pooled_residuals(model, prompts, batch).float().cpu().numpy()
+                _require_finite(pooled, prompts, batch)
+                parts.append(pooled)
+                progress.update(len(batch))
+            store.write_chunk(rows, dict(zip(POOLINGS, np.concatenate(parts, axis=2), strict=True)))
+
+
+def batches(lengths: np.ndarray, rows: range, token_budget: int) -> list[range]:
+    """Cut consecutive rows, sorted by length, into batches of at most ``token_budget`` tokens (at least one row).
+
+    Batches never cross ``rows``, so a chunk computed again after an interruption meets the same batches, and
+    reduced precision, which depends on a batch's composition, gives the same values.
+    """
+    result = []
+    start = rows.start
+    while start < rows.stop:
+        stop = start + 1
+        while stop < rows.stop and (stop + 1 - start) * lengths[stop] <= token_budget:
+            stop += 1
+        result.append(range(start, stop))
+        start = stop
+    return result
+
+
+def pooled_residuals(model: TransformersModel, prompts: Prompts, rows: range) -> torch.Tensor:
+    """Trace one batch and return [pooling, layer, row, width] on the model's device, in ``POOLINGS`` order.
+
+    The pass stops behind the last block: the language-model head is not computed. Padding stands on the right, where
+    a causal model cannot see it.
+    """
+    inputs, weights = _batch(model, prompts, rows)
+    layers = models.decoder_layers(model)
+    with model.trace(inputs, use_cache=False) as tracer:
+        pooled = torch.stack(
+            [torch.einsum("pbt,btw->pbw", weights.to(layer.output), layer.output) for layer in layers], dim=1
+        ).save()
+        tracer.stop()
+    return pooled
+
+
+def norm_profile(model: TransformersModel, prompts: Prompts, rows: range, positions: int = 4) -> pd.DataFrame:
+    """Return the norm of the residual stream by layer and token position, to see the first-token effect.
+
+    Args:
+        model: an open model.
+        prompts: tokenized prompts.
+        rows: the rows to look at, one batch.
+        positions: how many leading positions to tell apart; the last token is the final entry.
+
+    Returns:
+        Columns ``layer``, ``position``, ``norm`` (mean over rows, model units), ``ci_low``, ``ci_high`` (95%, normal
+        approximation over rows), ``n``. A row contributes to a leading position only if that is not its last token.
+    """
+    inputs, _ = _batch(model, prompts, rows)
+    layers = models.decoder_layers(model)
+    with model.trace(inputs, use_cache=False) as tracer:
+        norms = torch.stack([layer.output.float().norm(dim=-1) for layer in layers]).save()
+        tracer.stop()
+    values = norms.cpu().numpy()
+    lengths = prompts.lengths[rows.start : rows.stop]
+    names = ("first", "second", "third", "fourth", "fifth", "sixth")[:positions]
+    at = {name: (np.flatnonzero(lengths > index + 1), index) for index, name in enumerate(names)}
+    records = []
+    for layer, of_layer in enumerate(values):
+        samples = {name: of_layer[there, index] for name, (there, index) in at.items()}
+        samples["last"] = of_layer[np.arange(len(lengths)), lengths - 1]
+        for name, sample in samples.items():
+            if len(sample) > 1:
+                mean, half = sample.mean(), 1.96 * sample.std(ddof=1) / np.sqrt(len(sample))
+                records.append((layer, name, mean, mean - half, mean + half, len(sample)))
+    return pd.DataFrame(records, columns=["layer", "position", "norm", "ci_low", "ci_high", "n"])
+
+
+def _batch(model: TransformersModel, prompts: Prompts, rows: range) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    device = model._module.device
+    longest = max(len(prompts.tokens[row]) for row in rows)
+    ids = np.full((len(rows), longest), model.tokenizer.pad_token_id, dtype=np.int64)
+    mask = np.zeros((len(rows), longest), dtype=np.int64)
+    weights = np.zeros((len(POOLINGS), len(rows), longest), dtype=np.float32)
+    for i, row in enumerate(rows):
+        length = len(prompts.tokens[row])
+        ids[i, :length] = prompts.tokens[row]
+        mask[i, :length] = 1
+        in_action = prompts.in_action[row]
+        weights[0, i, :length] = 1 / length
+        weights[1, i, 1:length] = 1 / max(length - 1, 1)
+        weights[2, i, :length] = in_action / max(in_action.sum(), 1)
+        weights[3, i, length - 1] = 1
+    tensors = {"input_ids": torch.from_numpy(ids).to(device), "attention_mask": torch.from_numpy(mask).to(device)}
+    return tensors, torch.from_numpy(weights).to(device)
+
+
+def _require_finite(pooled: np.ndarray, prompts: Prompts, rows: range) -> None:
+    finite = np.isfinite(pooled).all(axis=(0, 3))
+    if not finite.all():
+        layer, row = np.argwhere(~finite)[0]
+        raise ActivationError(
+            f"activations of layer {layer} are not finite for the action {prompts.actions[rows[row]]!r}. "
+            "Use dtype: float32 or bfloat16 in the profile."
+        )

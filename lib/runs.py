@@ -1,0 +1,435 @@
+"""Run directories, manifests and typed notebook parameters.
+
+A result is worth keeping only when one can say what made it. Every stage therefore writes into its own
+directory, and a ``manifest.json``, written last, states its identity: parameters, hashes of inputs, package
+versions and code. A stage whose manifest matches is read, not computed again; one that differs is refused,
+and the field that differs is named. ``plan.json``, written first, holds the same identity, so an interrupted
+stage goes on from the tables it already has and never mixes them with those of another identity. A finished
+stage whose manifest has been removed (Snakemake does so when an input is newer) is computed afresh.
+"""
+
+import ast
+import contextlib
+import difflib
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import tempfile
+import time
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lib.parameters import STAGES, ParameterError
+
+PROJECT = Path(__file__).resolve().parent.parent
+"""The project root: relative paths start here, wherever the notebook or the command was started."""
+
+PACKAGES = (
+    "torch", "transformers", "nnsight", "tokenizers", "numpy", "pandas", "scipy", "scikit-learn",
+    "statsmodels", "zarr", "inspect-ai",
+)  # fmt: skip
+"""Packages whose version can change a number; their versions are part of a stage's identity."""
+
+
+class MismatchError(RuntimeError):
+    """A stage directory holds results of another identity than the one asked for."""
+
+
+class MissingStageError(FileNotFoundError):
+    """An earlier stage's results are needed and not there."""
+
+
+def resolve(path: str | Path) -> Path:
+    """Return ``path`` if absolute, else the path below the project root."""
+    return (PROJECT / path).resolve()
+
+
+def short(path: str | Path) -> str:
+    """Write ``path`` relative to the project root, for output that is the same on every machine."""
+    return os.path.relpath(resolve(path), PROJECT)
+
+
+# ---------------------------------------------------------------------------------------------- files
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write ``text`` so that a reader sees the old file or the new one, never a part."""
+    with _replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_parquet(path: Path, frame: pd.DataFrame) -> None:
+    """Write ``frame`` to ``path`` as parquet, atomically and with the same bytes for the same frame."""
+    with _replacing(path) as temporary:
+        frame.to_parquet(temporary, index=False, compression="zstd")
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the hexadecimal sha256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file, of a finished stage (its identity and its outputs), or of a directory's files.
+
+    A stage's manifest also holds wall time and date; they are left out, so that computing the same thing again
+    gives the same hash.
+    """
+    if path.is_file():
+        return sha256_of_file(path)
+    manifest = path / "manifest.json"
+    if manifest.exists():
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+        return _sha256_of_json({"outputs": content["outputs"], "parameters": content["identity"]["parameters"]})
+    names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+    return _sha256_of_json({name: sha256_of_file(path / name) for name in names})
+
+
+def _sha256_of_json(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+# ----------------------------------------------------------------------------------------- parameters
+
+
+def parameters(stage: str, namespace: Mapping[str, Any]) -> Any:
+    """Validate the parameters of a notebook by name and type.
+
+    ``namespace`` is the notebook's ``globals()``. Besides the values it holds, the names that a batch run
+    injected (papermill's cell that starts with ``# Parameters``) are read from IPython's history, because
+    papermill accepts any ``-p NAME`` and a mistyped one would otherwise be ignored.
+
+    Returns:
+        The stage's frozen parameter dataclass, ``STAGES[stage].parameters``.
+
+    Raises:
+        ParameterError: an unknown name (with the nearest right one), a missing one or a wrong type.
+    """
+    schema = STAGES[stage].parameters
+    known = [item.name for item in fields(schema)]
+    for source in namespace.get("In", []):
+        if source.lstrip().startswith("# Parameters"):
+            check_names(_assigned_names(source), known, f"parameter of notebook {stage}")
+    values = {name: namespace[name] for name in known if name in namespace}
+    return build(schema, values, f"notebook {stage}")
+
+
+def check_names(names: list[str], known: list[str], what: str) -> None:
+    """Raise ``ParameterError`` for the first of ``names`` that is not ``known``, naming the nearest that is."""
+    for name in names:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            raise ParameterError(
+                f"unknown {what}: {name!r}. Did you mean {nearest[0]!r}? Known: {', '.join(sorted(known))}."
+            )
+
+
+def build(schema: type, values: Mapping[str, Any], where: str) -> Any:
+    """Make a dataclass from ``values``, checking every type; integers are accepted where floats are due."""
+    hints = typing.get_type_hints(schema)
+    checked = {name: _checked(name, value, hints[name], where) for name, value in values.items()}
+    try:
+        return schema(**checked)
+    except TypeError as error:
+        missing = [item.name for item in fields(schema) if item.name not in checked]
+        raise ParameterError(f"{where} lacks a value for: {', '.join(missing)}") from error
+
+
+def _checked(name: str, value: Any, hint: Any, where: str) -> Any:
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not _fits(value, hint):
+        expected = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+        hint_text = " (on papermill's command line, give lists with -y, e.g. -y 'layers: [2]')" if "list" in expected else ""
+        raise ParameterError(
+            f"{where}: {name} should be {expected}, got {value!r} of type {type(value).__name__}{hint_text}"
+        )
+    return value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, arguments[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict)
+    if origin is typing.Literal:
+        return value in arguments
+    if isinstance(value, bool):
+        return hint is bool
+    if hint is float:
+        return isinstance(value, int | float)
+    return isinstance(value, hint)
+
+
+def _assigned_names(source: str) -> list[str]:
+    targets = []
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign):
+            targets += [target.id for target in node.targets if isinstance(target, ast.Name)]
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            targets.append(node.target.id)
+    return targets
+
+
+# --------------------------------------------------------------------------------------------- stages
+
+
+@dataclass
+class Stage:
+    """One stage of one run: where its results lie, what they were made from, and whether they are complete."""
+
+    name: str
+    run_dir: Path
+    directory: Path
+    inputs: dict[str, Path]
+    identity: dict[str, Any]
+    complete: bool
+    started: float = field(default_factory=time.monotonic)
+
+    def inputs_table(self) -> pd.DataFrame:
+        """Return one row per input: its name, its path below the project root, the start of its sha256."""
+        hashes = self.identity["inputs"]
+        rows = [(name, short(path), hashes[name][:12]) for name, path in self.inputs.items()]
+        return pd.DataFrame(rows, columns=["input", "path", "sha256"])
+
+    def table(self, name: str, function: Callable[..., pd.DataFrame], *args: Any, **kwargs: Any) -> pd.DataFrame:
+        """Read the table ``name`` of this stage, or compute it with ``function`` and write it first.
+
+        The frame returned has always been read back from the file, so a run that computes and one that
+        reads see the same values and types.
+        """
+        path = self.directory / name
+        if not path.exists():
+            self._require_unfinished(name)
+            write_parquet(path, function(*args, **kwargs))
+        return pd.read_parquet(path)
+
+    def folder(self, name: str, function: Callable[..., None], *args: Any, **kwargs: Any) -> Path:
+        """Return the folder ``name`` of this stage; ``function(folder, ...)`` fills it if it is not there."""
+        path = self.directory / name
+        if not path.exists():
+            self._require_unfinished(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+            try:
+                function(temporary, *args, **kwargs)
+                temporary.chmod(0o755)
+                os.replace(temporary, path)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+        return path
+
+    def finish(self) -> pd.DataFrame:
+        """Write the manifest, say where the results are, and return them as a table (output, sha256)."""
+        if not self.complete:
+            outputs = {name: sha256_of_file(self.directory / name) for name in self._files()}
+            manifest = {
+                "stage": self.name,
+                "identity": self.identity,
+                "outputs": outputs,
+                "wall_seconds": round(time.monotonic() - self.started, 2),
+                "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            }
+            _write_plan(self.directory, self.name, self.identity, finished=True)
+            write_text_atomically(self.directory / "manifest.json", json.dumps(manifest, indent=1))
+            self.complete = True
+        print(f"results: {short(self.directory)}")
+        outputs = read_manifest(self.directory)["outputs"]
+        return pd.DataFrame([(name, value[:12]) for name, value in outputs.items()], columns=["output", "sha256"])
+
+    def _files(self) -> list[str]:
+        ours = (file for file in self.directory.rglob("*") if file.is_file())
+        names = (file.relative_to(self.directory).as_posix() for file in ours)
+        return sorted(n for n in names if n not in ("plan.json", "manifest.json") and "/." not in f"/{n}")
+
+    def _require_unfinished(self, name: str) -> None:
+        if self.complete:
+            raise MismatchError(
+                f"{short(self.directory)} is marked complete but {name} is not there. "
+                f"Remove {short(self.directory)} and run notebook {self.name} again."
+            )
+
+
+def open_stage(
+    name: str, parameters: Any, inputs: Mapping[str, str | Path], facts: Mapping[str, Any] | None = None
+) -> Stage:
+    """Open the directory of a stage, to read its results or to compute them.
+
+    Args:
+        name: notebook name, a key of ``STAGES``.
+        parameters: the dataclass that :func:`parameters` returned.
+        inputs: name -> file or directory. A directory that another stage writes must be complete.
+        facts: anything else that decides the results, such as the commit of a model on a hub.
+
+    Raises:
+        MissingStageError: an input is not there; says which notebook makes it.
+        MismatchError: the directory holds results of another identity; names the field that differs.
+    """
+    started = time.monotonic()
+    directory = stage_directory(name, parameters)
+    paths = {key: resolve(path) for key, path in inputs.items()}
+    for key, path in paths.items():
+        _require_input(key, path, resolve(parameters.run_dir))
+    identity = {
+        "parameters": identifying_parameters(parameters),
+        "inputs": {key: sha256_of(path) for key, path in paths.items()},
+        "packages": {package: importlib.metadata.version(package) for package in PACKAGES},
+        "facts": dict(facts or {}),
+        "code": code_hash(name),
+    }
+    complete = (directory / "manifest.json").exists()
+    plan = _read_plan(directory)
+    if complete:
+        refuse_difference(directory, read_manifest(directory)["identity"], identity)
+    elif plan and not plan["finished"]:
+        refuse_difference(directory, plan["identity"], identity)
+    else:
+        if plan:
+            shutil.rmtree(directory)
+        _write_plan(directory, name, identity, finished=False)
+    return Stage(name, resolve(parameters.run_dir), directory, paths, identity, complete, started)
+
+
+def _read_plan(directory: Path) -> dict[str, Any] | None:
+    path = directory / "plan.json"
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
+    if directory.exists() and any(file.name != "manifest.json" for file in directory.rglob("*") if file.is_file()):
+        raise MismatchError(
+            f"{short(directory)} holds files but no plan.json, so they are not results of this project. "
+            "Use another run directory, or move them away."
+        )
+    return None
+
+
+def _write_plan(directory: Path, name: str, identity: Mapping[str, Any], finished: bool) -> None:
+    plan = {"stage": name, "identity": identity, "finished": finished}
+    write_text_atomically(directory / "plan.json", json.dumps(plan, indent=1))
+
+
+def stage_directory(name: str, parameters: Any) -> Path:
+    """Return the directory below the run's directory into which a stage writes."""
+    model = getattr(parameters, "model", "")
+    return resolve(parameters.run_dir) / STAGES[name].directory.format(model=model)
+
+
+def identifying_parameters(parameters: Any) -> dict[str, Any]:
+    """Return the parameters that decide a stage's results: all but where it writes and what it shows."""
+    ignored = ("run_dir", "show_content", *getattr(type(parameters), "PATHS", ()))
+    return {name: value for name, value in asdict(parameters).items() if name not in ignored}
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """Return the manifest of a finished stage."""
+    return json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+
+
+def refuse_difference(directory: Path, recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise ``MismatchError`` naming the first field in which two identities differ."""
+    for label, here, there in _differences(wanted, recorded):
+        raise MismatchError(
+            f"{short(directory)} holds results made with {label} = {there!r}, but {here!r} is asked for. "
+            f"Use another run directory, or remove {short(directory)} and run again."
+        )
+
+
+def _differences(wanted: Any, recorded: Any, label: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(wanted, Mapping) and isinstance(recorded, Mapping):
+        for key in sorted(wanted.keys() | recorded.keys()):
+            yield from _differences(wanted.get(key), recorded.get(key), f"{label}.{key}" if label else key)
+    elif wanted != recorded:
+        yield label, wanted, recorded
+
+
+def _require_input(key: str, path: Path, run: Path) -> None:
+    if not path.is_relative_to(run):
+        if not path.exists():
+            raise MissingStageError(f"input {key!r} not found: {short(path)}. Paths start at the project root.")
+        return
+    root = next((p for p in (path, *path.parents) if _stage_writing(p, run)), None)
+    maker = _stage_writing(root, run) if root else None
+    if not path.exists() or (root is not None and not (root / "manifest.json").exists()):
+        state = "not there" if not path.exists() else "not finished"
+        raise MissingStageError(f"{key} ({short(path)}) is {state}. Run notebook {maker} first, with the same run_dir.")
+
+
+def _stage_writing(path: Path, run: Path) -> str | None:
+    if not path.is_relative_to(run) or path == run:
+        return None
+    below = path.relative_to(run).parts
+    for name, stage in STAGES.items():
+        pattern = Path(stage.directory).parts
+        if len(below) == len(pattern) and all("{" in part or part == own for part, own in zip(pattern, below, strict=True)):
+            return name
+    return None
+
+
+# ----------------------------------------------------------------------------------------------- code
+
+
+def notebook_code(notebook: str) -> str:
+    """Return the code cells of a notebook as one text, without outputs."""
+    cells = json.loads((PROJECT / "notebooks" / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+
+
+def modules_used_by(notebook: str) -> list[Path]:
+    """Return the modules of ``lib`` that a notebook imports, directly or through others, without the figures."""
+    waiting = _imports(notebook_code(notebook))
+    found: set[Path] = set()
+    while waiting:
+        path = waiting.pop()
+        if path not in found and path.name != "figures.py":
+            found.add(path)
+            waiting += _imports(path.read_text(encoding="utf-8"))
+    return sorted(found)
+
+
+def code_hash(notebook: str) -> str:
+    """Return one hash of the code of ``lib`` that a notebook uses; drawing code does not count."""
+    return _sha256_of_json({short(path): _syntax_hash(path) for path in modules_used_by(notebook)})
+
+
+@cache
+def _syntax_hash(path: Path) -> str:
+    # The syntax tree, not the text: comments and layout change no result.
+    return hashlib.sha256(ast.dump(ast.parse(path.read_text(encoding="utf-8"))).encode()).hexdigest()
+
+
+def _imports(source: str) -> list[Path]:
+    paths = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "lib":
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names if alias.name.split(".")[0] == "lib"]
+        else:
+            continue
+        for name in names:
+            base = PROJECT.joinpath(*name.split("."))
+            paths += [path for path in (base.with_suffix(".py"), base / "__init__.py") if path.exists()]
+    return paths

@@ -1,0 +1,198 @@
+"""The activation store: pooled residual streams on disk, written chunk by chunk.
+
+One Zarr array a pooling, of shape [layer, row, width]; a chunk holds a stretch of rows of one layer, so a layer reads
+sequentially and an interrupted extraction loses one stretch at most. Rows are distinct actions, in the order of
+``index.parquet``. A stretch counts as there when its marker, written after its data, is there; markers hold the
+checksum of the data, and :meth:`ActivationStore.verify` compares them.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+from lib import runs
+
+
+class StoreError(ValueError):
+    """A store is missing, damaged or of another kind than asked for."""
+
+
+class ActivationStore:
+    """Pooled residual streams of one model: [layer, row, width] for every pooling."""
+
+    def __init__(self, directory: Path) -> None:
+        description = directory / "store.json"
+        if not description.exists():
+            raise StoreError(f"{runs.short(directory)} is not an activation store. Run notebook 02_residual_streams first.")
+        self.directory = directory
+        self.description: dict[str, Any] = json.loads(description.read_text(encoding="utf-8"))
+        self.poolings: list[str] = self.description["poolings"]
+        self.layers: int = self.description["layers"]
+        self.width: int = self.description["width"]
+        self.rows_per_chunk: int = self.description["rows_per_chunk"]
+
+    @cached_property
+    def index(self) -> pd.DataFrame:
+        """One row an action: ``action``, ``tokens`` (length of its prompt), in the order of the arrays' rows."""
+        return pd.read_parquet(self.directory / "index.parquet")
+
+    @property
+    def actions(self) -> list[str]:
+        """The distinct actions, in the order of the arrays' rows."""
+        return self.index["action"].tolist()
+
+    def rows_of(self, actions: Iterable[str]) -> np.ndarray:
+        """Return the row of every action, shape [len(actions)].
+
+        Raises:
+            StoreError: an action is not in the store.
+        """
+        wanted = list(actions)
+        rows = pd.Index(self.index["action"]).get_indexer(wanted)
+        if (rows < 0).any():
+            raise StoreError(f"action not in {runs.short(self.directory)}: {wanted[int(np.argmin(rows))]!r}")
+        return rows
+
+    def read(self, layer: int, pooling: str) -> np.ndarray:
+        """Return one layer's pooled residual stream, float32 [distinct action, width].
+
+        Raises:
+            StoreError: unknown layer or pooling, or chunks not written yet.
+        """
+        if pooling not in self.poolings:
+            raise StoreError(f"pooling {pooling!r} is not in the store, which has {', '.join(self.poolings)}")
+        if not 0 <= layer < self.layers:
+            raise StoreError(f"layer {layer} is not in the store, which has layers 0 to {self.layers - 1}")
+        if missing := self.missing_chunks():
+            raise StoreError(f"{len(missing)} chunks are not written yet; run notebook 02_residual_streams again")
+        return np.asarray(self._array(pooling)[layer], dtype=np.float32)
+
+    def chunks(self) -> list[range]:
+        """Return the stretches of rows that are written together."""
+        rows = self.description["rows"]
+        return [range(start, min(start + self.rows_per_chunk, rows)) for start in range(0, rows, self.rows_per_chunk)]
+
+    def missing_chunks(self) -> list[range]:
+        """Return the stretches that have no marker."""
+        return [rows for rows in self.chunks() if not self._marker(rows).exists()]
+
+    def write_chunk(self, rows: range, pooled: Mapping[str, np.ndarray]) -> None:
+        """Write one stretch, [layer, len(rows), width] a pooling, and then its marker.
+
+        Raises:
+            StoreError: a value does not fit the store's dtype and would become infinite.
+        """
+        checksums = {}
+        for pooling, values in pooled.items():
+            stored = values.astype(self._array(pooling).dtype)
+            if not np.isfinite(stored).all():
+                raise StoreError(
+                    f"values up to {np.abs(values).max():.3g} do not fit {stored.dtype}; use a store of float32"
+                )
+            self._array(pooling)[:, rows.start : rows.stop] = stored
+            checksums[pooling] = _checksum(stored)
+        runs.write_text_atomically(self._marker(rows), json.dumps(checksums))
+
+    def verify(self) -> pd.DataFrame:
+        """Compare every stretch with its marker; a damaged or unreadable one loses its marker, so it is made again.
+
+        Returns:
+            Columns ``first_row``, ``pooling``, ``state`` (``ok``, ``damaged`` or ``missing``).
+        """
+        records = []
+        for rows in self.chunks():
+            marker = self._marker(rows)
+            if not marker.exists():
+                records.append((rows.start, "all", "missing"))
+                continue
+            recorded = json.loads(marker.read_text(encoding="utf-8"))
+            states = {pooling: self._state(pooling, rows, recorded[pooling]) for pooling in self.poolings}
+            records += [(rows.start, pooling, state) for pooling, state in states.items()]
+            if "damaged" in states.values():
+                marker.unlink()
+        return pd.DataFrame(records, columns=["first_row", "pooling", "state"])
+
+    def _state(self, pooling: str, rows: range, recorded: str) -> str:
+        try:
+            stored = np.asarray(self._array(pooling)[:, rows.start : rows.stop])
+        except (ValueError, RuntimeError, OSError):
+            # What zarr's codecs raise for a chunk whose own checksum or compression is broken.
+            return "damaged"
+        return "ok" if _checksum(stored) == recorded else "damaged"
+
+    def _array(self, pooling: str) -> zarr.Array:
+        return zarr.open_array(self.directory / "residuals.zarr" / pooling, mode="r+")
+
+    def _marker(self, rows: range) -> Path:
+        return self.directory / "chunks" / f"{rows.start:08d}.json"
+
+
+def open_store(path: str | Path) -> ActivationStore:
+    """Open an existing store."""
+    return ActivationStore(runs.resolve(path))
+
+
+def create_store(
+    directory: Path,
+    index: pd.DataFrame,
+    layers: int,
+    width: int,
+    poolings: Iterable[str],
+    rows_per_chunk: int = 512,
+    dtype: str = "float32",
+) -> ActivationStore:
+    """Lay out an empty store, or open the one that an interrupted run left.
+
+    Args:
+        directory: the stage's directory.
+        index: one row an action, columns ``action`` and ``tokens``.
+        layers: number of decoder blocks.
+        width: of the residual stream.
+        poolings: names of the arrays.
+        rows_per_chunk: rows that are written together.
+        dtype: of the arrays, ``float32`` or ``float16``.
+
+    Raises:
+        StoreError: the directory holds a store of another layout.
+    """
+    description = {
+        "protocol": 1,
+        "rows": len(index),
+        "layers": layers,
+        "width": width,
+        "poolings": list(poolings),
+        "rows_per_chunk": rows_per_chunk,
+        "dtype": dtype,
+    }
+    path = directory / "store.json"
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        different = [key for key in description if found.get(key) != description[key]]
+        if different:
+            key = different[0]
+            raise StoreError(f"{runs.short(directory)} has {key} = {found.get(key)!r}, not {description[key]!r}")
+        return ActivationStore(directory)
+    runs.write_parquet(directory / "index.parquet", index)
+    for pooling in description["poolings"]:
+        zarr.create_array(
+            directory / "residuals.zarr" / pooling,
+            shape=(layers, len(index), width),
+            chunks=(1, min(rows_per_chunk, len(index)), width),
+            dtype=dtype,
+            compressors=[BloscCodec(cname="zstd", clevel=3), Crc32cCodec()],
+            overwrite=True,
+        )
+    runs.write_text_atomically(path, json.dumps(description, indent=1))
+    return ActivationStore(directory)
+
+
+def _checksum(values: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
