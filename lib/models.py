@@ -155,7 +155,9 @@ def _location(source: str) -> str:
     if not directory.exists() and looks_like_hub_id:
         return source
     if not directory.is_dir():
-        raise ModelError(f"model directory not found: {source}. Paths start at the project root; a hub id is owner/name.")
+        raise ModelError(
+            f"model directory not found: {source}. Paths start at the project root; a hub id is owner/name."
+        )
     if not (directory / "config.json").exists():
         raise ModelError(f"{source} has no config.json: not a model in Hugging Face layout")
     if not list(directory.glob("*.safetensors")):

@@ -5,8 +5,13 @@ command line. An unknown key is an error, because a mistyped one that is silentl
 what its profile says.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+import ast
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, NamedTuple
 
 
 class ParameterError(ValueError):
@@ -169,3 +174,88 @@ STAGES: dict[str, StageSpecification] = {
     "09_claims": StageSpecification(Claims, "claims"),
 }
 """Notebook -> its parameters and its directory."""
+
+
+def parameters(stage: str, namespace: Mapping[str, Any]) -> Any:
+    """Validate the parameters of a notebook by name and type.
+
+    ``namespace`` is the notebook's ``globals()``. Besides the values it holds, the names that a batch run
+    injected (papermill's cell that starts with ``# Parameters``) are read from IPython's history, because
+    papermill accepts any ``-p NAME`` and a mistyped one would otherwise be ignored.
+
+    Returns:
+        The stage's frozen parameter dataclass, ``STAGES[stage].parameters``.
+
+    Raises:
+        ParameterError: an unknown name (with the nearest right one), a missing one or a wrong type.
+    """
+    schema = STAGES[stage].parameters
+    known = [item.name for item in fields(schema)]
+    for source in namespace.get("In", []):
+        if source.lstrip().startswith("# Parameters"):
+            check_names(assigned_names(source), known, f"parameter of notebook {stage}")
+    values = {name: namespace[name] for name in known if name in namespace}
+    return build(schema, values, f"notebook {stage}")
+
+
+def check_names(names: list[str], known: list[str], what: str) -> None:
+    """Raise ``ParameterError`` for the first of ``names`` that is not ``known``, naming the nearest that is."""
+    for name in names:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            raise ParameterError(
+                f"unknown {what}: {name!r}. Did you mean {nearest[0]!r}? Known: {', '.join(sorted(known))}."
+            )
+
+
+def build(schema: type, values: Mapping[str, Any], where: str) -> Any:
+    """Make a dataclass from ``values``, checking every type; integers are accepted where floats are due."""
+    hints = typing.get_type_hints(schema)
+    checked = {name: _checked(name, value, hints[name], where) for name, value in values.items()}
+    try:
+        return schema(**checked)
+    except TypeError as error:
+        missing = [item.name for item in fields(schema) if item.name not in checked]
+        raise ParameterError(f"{where} lacks a value for: {', '.join(missing)}") from error
+
+
+def _checked(name: str, value: Any, hint: Any, where: str) -> Any:
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not _fits(value, hint):
+        expected = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+        hint_text = (
+            " (on papermill's command line, give lists with -y, e.g. -y 'layers: [2]')" if "list" in expected else ""
+        )
+        raise ParameterError(
+            f"{where}: {name} should be {expected}, got {value!r} of type {type(value).__name__}{hint_text}"
+        )
+    return value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, arguments[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict)
+    if origin is typing.Literal:
+        return value in arguments
+    if isinstance(value, bool):
+        return hint is bool
+    if hint is float:
+        return isinstance(value, int | float)
+    return isinstance(value, hint)
+
+
+def assigned_names(source: str) -> list[str]:
+    """Return the names that a cell assigns at its top level, in order."""
+    targets = []
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign):
+            targets += [target.id for target in node.targets if isinstance(target, ast.Name)]
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            targets.append(node.target.id)
+    return targets

@@ -185,7 +185,10 @@ def _batch(model: TransformersModel, prompts: Prompts, rows: range) -> tuple[dic
         weights[1, i, 1:length] = 1 / max(length - 1, 1)
         weights[2, i, :length] = in_action / max(in_action.sum(), 1)
         weights[3, i, length - 1] = 1
-    tensors = {"input_ids": torch.from_numpy(ids).to(device), "attention_mask": torch.from_numpy(mask).to(device)}
+    tensors = {
+        "input_ids": torch.from_numpy(ids).to(device),
+        "attention_mask": torch.from_numpy(mask).to(device),
+    }
     return tensors, torch.from_numpy(weights).to(device)
 
 

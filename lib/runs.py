@@ -8,9 +8,7 @@ stage goes on from the tables it already has and never mixes them with those of 
 stage whose manifest has been removed (Snakemake does so when an input is newer) is computed afresh.
 """
 
-import ast
 import contextlib
-import difflib
 import hashlib
 import importlib.metadata
 import json
@@ -18,20 +16,30 @@ import os
 import shutil
 import tempfile
 import time
-import types
-import typing
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from functools import cache
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from lib.parameters import STAGES, ParameterError
+from lib.parameters import STAGES, build, check_names, parameters
+from lib.provenance import (
+    PROJECT,
+    code_hash,
+    modules_used_by,
+    notebook_code,
+    resolve,
+    sha256_of_file,
+    sha256_of_json,
+    short,
+)
 
-PROJECT = Path(__file__).resolve().parent.parent
-"""The project root: relative paths start here, wherever the notebook or the command was started."""
+__all__ = [
+    "PROJECT", "MismatchError", "MissingStageError", "Stage", "build", "check_names", "code_hash",
+    "modules_used_by", "notebook_code", "open_stage", "parameters", "resolve", "sha256_of", "sha256_of_file", "short",
+    "write_parquet", "write_text_atomically",
+]  # fmt: skip
 
 PACKAGES = (
     "torch", "transformers", "nnsight", "tokenizers", "numpy", "pandas", "scipy", "scikit-learn",
@@ -46,16 +54,6 @@ class MismatchError(RuntimeError):
 
 class MissingStageError(FileNotFoundError):
     """An earlier stage's results are needed and not there."""
-
-
-def resolve(path: str | Path) -> Path:
-    """Return ``path`` if absolute, else the path below the project root."""
-    return (PROJECT / path).resolve()
-
-
-def short(path: str | Path) -> str:
-    """Write ``path`` relative to the project root, for output that is the same on every machine."""
-    return os.path.relpath(resolve(path), PROJECT)
 
 
 # ---------------------------------------------------------------------------------------------- files
@@ -84,12 +82,6 @@ def _replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def sha256_of_file(path: Path) -> str:
-    """Return the hexadecimal sha256 of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def sha256_of(path: Path) -> str:
     """Return the sha256 of a file, of a finished stage (its identity and its outputs), or of a directory's files.
 
@@ -101,98 +93,9 @@ def sha256_of(path: Path) -> str:
     manifest = path / "manifest.json"
     if manifest.exists():
         content = json.loads(manifest.read_text(encoding="utf-8"))
-        return _sha256_of_json({"outputs": content["outputs"], "parameters": content["identity"]["parameters"]})
+        return sha256_of_json({"outputs": content["outputs"], "parameters": content["identity"]["parameters"]})
     names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
-    return _sha256_of_json({name: sha256_of_file(path / name) for name in names})
-
-
-def _sha256_of_json(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-# ----------------------------------------------------------------------------------------- parameters
-
-
-def parameters(stage: str, namespace: Mapping[str, Any]) -> Any:
-    """Validate the parameters of a notebook by name and type.
-
-    ``namespace`` is the notebook's ``globals()``. Besides the values it holds, the names that a batch run
-    injected (papermill's cell that starts with ``# Parameters``) are read from IPython's history, because
-    papermill accepts any ``-p NAME`` and a mistyped one would otherwise be ignored.
-
-    Returns:
-        The stage's frozen parameter dataclass, ``STAGES[stage].parameters``.
-
-    Raises:
-        ParameterError: an unknown name (with the nearest right one), a missing one or a wrong type.
-    """
-    schema = STAGES[stage].parameters
-    known = [item.name for item in fields(schema)]
-    for source in namespace.get("In", []):
-        if source.lstrip().startswith("# Parameters"):
-            check_names(_assigned_names(source), known, f"parameter of notebook {stage}")
-    values = {name: namespace[name] for name in known if name in namespace}
-    return build(schema, values, f"notebook {stage}")
-
-
-def check_names(names: list[str], known: list[str], what: str) -> None:
-    """Raise ``ParameterError`` for the first of ``names`` that is not ``known``, naming the nearest that is."""
-    for name in names:
-        if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-            raise ParameterError(
-                f"unknown {what}: {name!r}. Did you mean {nearest[0]!r}? Known: {', '.join(sorted(known))}."
-            )
-
-
-def build(schema: type, values: Mapping[str, Any], where: str) -> Any:
-    """Make a dataclass from ``values``, checking every type; integers are accepted where floats are due."""
-    hints = typing.get_type_hints(schema)
-    checked = {name: _checked(name, value, hints[name], where) for name, value in values.items()}
-    try:
-        return schema(**checked)
-    except TypeError as error:
-        missing = [item.name for item in fields(schema) if item.name not in checked]
-        raise ParameterError(f"{where} lacks a value for: {', '.join(missing)}") from error
-
-
-def _checked(name: str, value: Any, hint: Any, where: str) -> Any:
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not _fits(value, hint):
-        expected = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
-        hint_text = " (on papermill's command line, give lists with -y, e.g. -y 'layers: [2]')" if "list" in expected else ""
-        raise ParameterError(
-            f"{where}: {name} should be {expected}, got {value!r} of type {type(value).__name__}{hint_text}"
-        )
-    return value
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, argument) for argument in arguments)
-    if origin is list:
-        return isinstance(value, list) and all(_fits(item, arguments[0]) for item in value)
-    if origin is dict:
-        return isinstance(value, dict)
-    if origin is typing.Literal:
-        return value in arguments
-    if isinstance(value, bool):
-        return hint is bool
-    if hint is float:
-        return isinstance(value, int | float)
-    return isinstance(value, hint)
-
-
-def _assigned_names(source: str) -> list[str]:
-    targets = []
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.Assign):
-            targets += [target.id for target in node.targets if isinstance(target, ast.Name)]
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            targets.append(node.target.id)
-    return targets
+    return sha256_of_json({name: sha256_of_file(path / name) for name in names})
 
 
 # --------------------------------------------------------------------------------------------- stages
@@ -383,53 +286,8 @@ def _stage_writing(path: Path, run: Path) -> str | None:
     below = path.relative_to(run).parts
     for name, stage in STAGES.items():
         pattern = Path(stage.directory).parts
-        if len(below) == len(pattern) and all("{" in part or part == own for part, own in zip(pattern, below, strict=True)):
+        if len(below) == len(pattern) and all(
+            "{" in part or part == own for part, own in zip(pattern, below, strict=True)
+        ):
             return name
     return None
-
-
-# ----------------------------------------------------------------------------------------------- code
-
-
-def notebook_code(notebook: str) -> str:
-    """Return the code cells of a notebook as one text, without outputs."""
-    cells = json.loads((PROJECT / "notebooks" / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
-    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-
-
-def modules_used_by(notebook: str) -> list[Path]:
-    """Return the modules of ``lib`` that a notebook imports, directly or through others, without the figures."""
-    waiting = _imports(notebook_code(notebook))
-    found: set[Path] = set()
-    while waiting:
-        path = waiting.pop()
-        if path not in found and path.name != "figures.py":
-            found.add(path)
-            waiting += _imports(path.read_text(encoding="utf-8"))
-    return sorted(found)
-
-
-def code_hash(notebook: str) -> str:
-    """Return one hash of the code of ``lib`` that a notebook uses; drawing code does not count."""
-    return _sha256_of_json({short(path): _syntax_hash(path) for path in modules_used_by(notebook)})
-
-
-@cache
-def _syntax_hash(path: Path) -> str:
-    # The syntax tree, not the text: comments and layout change no result.
-    return hashlib.sha256(ast.dump(ast.parse(path.read_text(encoding="utf-8"))).encode()).hexdigest()
-
-
-def _imports(source: str) -> list[Path]:
-    paths = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "lib":
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names if alias.name.split(".")[0] == "lib"]
-        else:
-            continue
-        for name in names:
-            base = PROJECT.joinpath(*name.split("."))
-            paths += [path for path in (base.with_suffix(".py"), base / "__init__.py") if path.exists()]
-    return paths

@@ -31,7 +31,9 @@ class ActivationStore:
     def __init__(self, directory: Path) -> None:
         description = directory / "store.json"
         if not description.exists():
-            raise StoreError(f"{runs.short(directory)} is not an activation store. Run notebook 02_residual_streams first.")
+            raise StoreError(
+                f"{runs.short(directory)} is not an activation store. Run notebook 02_residual_streams first."
+            )
         self.directory = directory
         self.description: dict[str, Any] = json.loads(description.read_text(encoding="utf-8"))
         self.poolings: list[str] = self.description["poolings"]
@@ -92,7 +94,8 @@ class ActivationStore:
         """
         checksums = {}
         for pooling, values in pooled.items():
-            stored = values.astype(self._array(pooling).dtype)
+            with np.errstate(over="ignore"):
+                stored = values.astype(self._array(pooling).dtype)
             if not np.isfinite(stored).all():
                 raise StoreError(
                     f"values up to {np.abs(values).max():.3g} do not fit {stored.dtype}; use a store of float32"

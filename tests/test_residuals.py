@@ -1,0 +1,231 @@
+"""Extraction through nnsight against raw hooks, in every family of the paper."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import transformers
+from nnsight import TransformersModel
+
+from conftest import byte_tokenizer
+from lib import models, residuals, store
+
+ACTIONS = ["lying to a friend", "helping", "keeping a promise that nobody else remembers", "a", "not caring at all"]
+
+COMMON = {
+    "vocab_size": 258,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "bos_token_id": None,
+}
+FAMILIES = {
+    "Qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {}),
+    "Qwen3-MoE": (
+        "Qwen3MoeConfig",
+        "Qwen3MoeForCausalLM",
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+    ),
+    "Llama 3": ("LlamaConfig", "LlamaForCausalLM", {}),
+    "Llama 4 (text)": (
+        "Llama4TextConfig",
+        "Llama4ForCausalLM",
+        {"num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size_mlp": 48},
+    ),
+    "gpt-oss": ("GptOssConfig", "GptOssForCausalLM", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+}
+
+
+def random_model(family):
+    config_name, model_name, special = FAMILIES[family]
+    torch.manual_seed(0)
+    config = getattr(transformers, config_name)(**(COMMON | special))
+    raw = getattr(transformers, model_name)(config).eval().requires_grad_(False)
+    for parameter in raw.parameters():
+        # Some modules leave parameters uninitialised; and zeros would hide mistakes.
+        torch.nn.init.normal_(parameter, std=0.05)
+    return TransformersModel(raw, tokenizer=byte_tokenizer(), task="text-generation")
+
+
+def hooked_streams(raw, ids):
+    """Residual stream behind every block for one unpadded prompt, [layer, token, width], by raw hooks."""
+    streams = []
+
+    def keep(module, inputs, output):
+        streams.append(output.detach().clone())
+
+    handles = [layer.register_forward_hook(keep) for layer in raw.model.layers]
+    try:
+        raw(torch.from_numpy(ids)[None])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return torch.cat(streams).numpy()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pooled_streams_equal_raw_hooks(family):
+    model = random_model(family)
+    models.check_residual_stream(model)
+    prompts = residuals.tokenize(model, ACTIONS)
+    pooled = residuals.pooled_residuals(model, prompts, range(len(ACTIONS))).numpy()
+    assert pooled.shape == (4, 3, len(ACTIONS), 32)
+    for row, (action, ids) in enumerate(zip(prompts.actions, prompts.tokens, strict=True)):
+        streams = hooked_streams(model._module, ids)
+        of_action = streams[:, : len(action.encode())]
+        expected = [streams.mean(1), streams[:, 1:].mean(1), of_action.mean(1), streams[:, -1]]
+        np.testing.assert_allclose(pooled[:, :, row], expected, atol=1e-5)
+
+
+def test_side_of_padding_of_the_tokenizer_does_not_matter():
+    model = random_model("Qwen3")
+    prompts = residuals.tokenize(model, ACTIONS)
+    right = residuals.pooled_residuals(model, prompts, range(len(ACTIONS)))
+    model.tokenizer.padding_side = "left"
+    left = residuals.pooled_residuals(model, residuals.tokenize(model, ACTIONS), range(len(ACTIONS)))
+    torch.testing.assert_close(left, right, rtol=0, atol=0)
+
+
+def test_the_head_is_not_computed():
+    model = random_model("Qwen3")
+    calls = []
+    model._module.lm_head.register_forward_hook(lambda *arguments: calls.append(1))
+    residuals.pooled_residuals(model, residuals.tokenize(model, ACTIONS), range(2))
+    assert calls == []
+
+
+@pytest.fixture
+def model(tiny_model):
+    return models.load(str(tiny_model))
+
+
+def make_store(directory, model, prompts, rows_per_chunk=2):
+    index = pd.DataFrame({"action": prompts.actions, "tokens": prompts.lengths})
+    return store.create_store(directory, index, 3, models.width(model), residuals.POOLINGS, rows_per_chunk)
+
+
+def test_a_store_filled_after_an_interruption_has_the_same_bytes(model, tmp_path, monkeypatch):
+    prompts = residuals.tokenize(model, ACTIONS)
+    whole = make_store(tmp_path / "whole", model, prompts)
+    residuals.extract(model, prompts, whole, 64)
+    broken = make_store(tmp_path / "broken", model, prompts)
+    real = residuals.pooled_residuals
+    calls = []
+
+    def fails_at_third(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(residuals, "pooled_residuals", fails_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        residuals.extract(model, prompts, broken, 64)
+    monkeypatch.setattr(residuals, "pooled_residuals", real)
+    assert 0 < len(broken.missing_chunks()) < len(broken.chunks())
+    with pytest.raises(store.StoreError, match="not written yet"):
+        broken.read(0, "mean")
+    residuals.extract(model, prompts, make_store(tmp_path / "broken", model, prompts), 64)
+    files = [p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*") if p.is_file()]
+    assert len(files) > 20
+    for name in files:
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes(), name
+
+
+def test_a_damaged_chunk_is_named_and_made_again(model, tmp_path):
+    prompts = residuals.tokenize(model, ACTIONS)
+    activations = make_store(tmp_path, model, prompts)
+    residuals.extract(model, prompts, activations, 64)
+    before = activations.read(1, "last")
+    chunk = tmp_path / "residuals.zarr" / "last" / "c" / "1" / "1" / "0"
+    damaged = bytearray(chunk.read_bytes())
+    damaged[len(damaged) // 2] ^= 0xFF
+    chunk.write_bytes(bytes(damaged))
+    states = activations.verify()
+    assert states[states["state"] != "ok"].values.tolist() == [[2, "last", "damaged"]]
+    residuals.extract(model, prompts, activations, 64)
+    np.testing.assert_array_equal(activations.read(1, "last"), before)
+
+
+def test_values_beyond_half_precision_stop_instead_of_becoming_infinite(model, tmp_path):
+    index = pd.DataFrame({"action": ["a"], "tokens": [1]})
+    half = store.create_store(tmp_path, index, 1, 2, ["mean"], dtype="float16")
+    with pytest.raises(store.StoreError, match=r"1e\+06 do not fit float16; use a store of float32"):
+        half.write_chunk(range(1), {"mean": np.full((1, 1, 2), 1e6, dtype=np.float32)})
+    assert half.missing_chunks() == [range(1)]
+
+
+def test_a_store_of_another_shape_is_refused(model, tmp_path):
+    prompts = residuals.tokenize(model, ACTIONS)
+    make_store(tmp_path, model, prompts)
+    with pytest.raises(store.StoreError, match="has rows_per_chunk = 2, not 3"):
+        make_store(tmp_path, model, prompts, rows_per_chunk=3)
+
+
+def test_reading_what_is_not_there_says_what_is(model, tmp_path):
+    prompts = residuals.tokenize(model, ACTIONS)
+    activations = make_store(tmp_path, model, prompts)
+    residuals.extract(model, prompts, activations, 64)
+    with pytest.raises(store.StoreError, match="layers 0 to 2"):
+        activations.read(3, "mean")
+    with pytest.raises(store.StoreError, match="'first' is not in the store"):
+        activations.read(0, "first")
+    with pytest.raises(store.StoreError, match="'unheard of'"):
+        activations.rows_of(["a", "unheard of"])
+    assert [prompts.actions[row] for row in activations.rows_of(ACTIONS)] == ACTIONS
+
+
+def test_activations_that_are_not_finite_stop_the_extraction(model, tmp_path):
+    prompts = residuals.tokenize(model, ACTIONS)
+    activations = make_store(tmp_path, model, prompts)
+    model._module.model.layers[1].mlp.down_proj.weight.fill_(float("nan"))
+    with pytest.raises(residuals.ActivationError, match="layer 1 are not finite for the action 'a'"):
+        residuals.extract(model, prompts, activations, 64)
+    assert len(activations.missing_chunks()) == len(activations.chunks())
+
+
+def test_batches_keep_to_the_budget_and_cover_every_row():
+    lengths = np.sort(np.random.default_rng(0).integers(3, 40, 200))
+    found = residuals.batches(lengths, range(10, 190), 100)
+    assert [row for batch in found for row in batch] == list(range(10, 190))
+    assert all(len(batch) == 1 or len(batch) * lengths[batch.stop - 1] <= 100 for batch in found)
+
+
+def test_long_prompts_are_cut_as_published_and_counted(model):
+    prompts = residuals.tokenize(model, ["x" * 300, "short"])
+    assert prompts.truncated == 1
+    assert prompts.lengths.max() == residuals.MAX_TOKENS
+
+
+@pytest.mark.parametrize(("actions", "message"), [(["a", " "], "an action is empty"), (["a", "a"], "distinct")])
+def test_bad_actions_are_refused(model, actions, message):
+    with pytest.raises(residuals.ActivationError, match=message):
+        residuals.tokenize(model, actions)
+
+
+def test_the_norm_profile_equals_raw_hooks(model):
+    prompts = residuals.tokenize(model, ACTIONS)
+    profile = residuals.norm_profile(model, prompts, range(len(ACTIONS)))
+    streams = [hooked_streams(model._module, ids) for ids in prompts.tokens]
+    row = profile.query("layer == 2 and position == 'first'").iloc[0]
+    assert row["norm"] == pytest.approx(np.mean([np.linalg.norm(s[2, 0]) for s in streams]), rel=1e-5)
+    row = profile.query("layer == 1 and position == 'last'").iloc[0]
+    assert row["norm"] == pytest.approx(np.mean([np.linalg.norm(s[1, -1]) for s in streams]), rel=1e-5)
+
+
+def test_a_real_model_on_real_rows(real_data):
+    model = models.load(str(real_data / "stories260K"))
+    actions = pd.read_csv(real_data / "social-chem-101.part.csv")["action"].dropna().unique()[:64].tolist()
+    prompts = residuals.tokenize(model, actions)
+    pooled = residuals.pooled_residuals(model, prompts, range(64)).numpy()
+    for row in (0, 31, 63):
+        streams = hooked_streams(model._module, prompts.tokens[row])
+        scale = np.abs(streams).max()
+        np.testing.assert_allclose(pooled[0, :, row] / scale, streams.mean(1) / scale, atol=1e-5)
+        np.testing.assert_allclose(pooled[3, :, row] / scale, streams[:, -1] / scale, atol=1e-5)
