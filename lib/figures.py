@@ -36,10 +36,13 @@ def theme() -> None:
 def publish(figure: Figure, stage: runs.Stage, name: str, frame: pd.DataFrame, alt: str) -> None:
     """Show a figure with its alternative text and keep it, as SVG and PNG, beside the table it was drawn from.
 
+    What every reader must know of the run (demo data, a substitute for a column) stands below the picture.
     Files go to ``<run>/figures/<name>.{svg,png,csv}``, outside the stage's directory: drawing is not a result.
     """
-    folder = runs.resolve(stage.run_dir) / "figures"
+    folder = stage.run_dir / "figures"
     folder.mkdir(parents=True, exist_ok=True)
+    if notices := stage.notices():
+        figure.supxlabel(" ".join(notices), fontsize="x-small", color="0.35", x=0.01, ha="left")
     figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
     figure.savefig(folder / f"{name}.png", metadata={"Software": None})
     runs.write_text_atomically(folder / f"{name}.csv", frame.to_csv(index=False, float_format="%.6g"))

@@ -48,6 +48,10 @@ PACKAGES = (
 """Packages whose version can change a number; their versions are part of a stage's identity."""
 
 
+DEMO_ANNOTATIONS = "data/demo/annotations.tsv"
+"""A run on this file is the demo, and says so."""
+
+
 class MismatchError(RuntimeError):
     """A stage directory holds results of another identity than the one asked for."""
 
@@ -154,6 +158,7 @@ class Stage:
                 "stage": self.name,
                 "identity": self.identity,
                 "outputs": outputs,
+                "notices": self.notices(),
                 "wall_seconds": round(time.monotonic() - self.started, 2),
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             }
@@ -161,8 +166,23 @@ class Stage:
             write_text_atomically(self.directory / "manifest.json", json.dumps(manifest, indent=1))
             self.complete = True
         print(f"results: {short(self.directory)}")
+        for notice in self.notices():
+            print(notice)
         outputs = read_manifest(self.directory)["outputs"]
         return pd.DataFrame([(name, value[:12]) for name, value in outputs.items()], columns=["output", "sha256"])
+
+    def notices(self) -> list[str]:
+        """Return what every reader of this run's results must know, from the identity of its moral vectors."""
+        vectors = _read_plan(self.run_dir / STAGES["01_moral_vectors"].directory)
+        if vectors is None:
+            return []
+        found = []
+        if vectors["identity"]["inputs"].get("annotations") == sha256_of_file(PROJECT / DEMO_ANNOTATIONS):
+            found.append("Demo data: a check of the instrument, not a finding.")
+        agreement = vectors["identity"]["parameters"]["agreement"]
+        if agreement != "action-agree":
+            found.append(f"{agreement} stood in for action-agree: the same scale, a different question.")
+        return found
 
     def _files(self) -> list[str]:
         ours = (file for file in self.directory.rglob("*") if file.is_file())

@@ -1,0 +1,140 @@
+"""The claims ledger: every claim of the paper beside what a run found and the control that could explain it.
+
+The rules are these, and nothing else decides a verdict. A claim *holds* for a measurement when the whole 95% interval
+lies on the claimed side (``above``, ``below``), when the interval meets the published value within its tolerance
+(``near``), when the value is the published one (``equals``), or when the equivalence test rejected a difference
+beyond its margin (``equivalent``: the interval lies inside the margin). Then the verdict is
+
+* *not run* when the run measured nothing for it; the reason is given;
+* *differs* when the claim does not hold for our measurement;
+* *reproduced but explained by a control* when it holds, and for the control as well;
+* *reproduced* when it holds and there is no control for which it holds too.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lib import runs
+from lib.profiles import load_profile
+
+COLUMNS = ("id", "stage", "statement", "relation", "value", "tolerance", "metric", "where")
+RELATIONS = ("above", "below", "near", "equals", "equivalent")
+EVIDENCE = (
+    "id", "ours", "ci_low", "ci_high", "n", "control", "control_value", "control_low", "control_high", "ceiling",
+    "margin", "reason",
+)  # fmt: skip
+"""Columns of evidence. ``control`` names the control; ``margin`` is an equivalence test's; ``reason`` says why not run."""
+
+REPRODUCED = "reproduced"
+EXPLAINED = "reproduced but explained by a control"
+DIFFERS = "differs"
+NOT_RUN = "not run"
+
+
+class ClaimError(ValueError):
+    """The table of claims or the evidence is not what it should be."""
+
+
+def read_claims(path: str | Path) -> pd.DataFrame:
+    """Read the published claims.
+
+    Raises:
+        ClaimError: a column is missing, an id occurs twice or a relation is unknown.
+    """
+    claims = pd.read_csv(runs.resolve(path))
+    if missing := [column for column in COLUMNS if column not in claims]:
+        raise ClaimError(f"{path} lacks the column {missing[0]!r}; expected {', '.join(COLUMNS)}")
+    if claims["id"].duplicated().any():
+        raise ClaimError(f"{path}: id {claims.loc[claims['id'].duplicated(), 'id'].iloc[0]!r} occurs twice")
+    unknown = claims.loc[~claims["relation"].isin(RELATIONS), "relation"]
+    if len(unknown):
+        raise ClaimError(f"{path}: unknown relation {unknown.iloc[0]!r}; known: {', '.join(RELATIONS)}")
+    return claims
+
+
+def holds(relation: str, value: float, tolerance: float, measured: tuple[float, float, float]) -> bool:
+    """Say whether a claim holds for a measurement.
+
+    Args:
+        relation: one of ``RELATIONS``.
+        value: the published value; for ``equivalent`` zero.
+        tolerance: for ``near`` and as slack for ``above`` and ``below``; for ``equivalent`` the margin.
+        measured: value, lower and upper end of its 95% interval. Missing ends are taken as the value.
+    """
+    point, low, high = measured
+    low = point if np.isnan(low) else low
+    high = point if np.isnan(high) else high
+    match relation:
+        case "above":
+            return bool(low > value - tolerance)
+        case "below":
+            return bool(high < value + tolerance)
+        case "near":
+            return bool(low <= value + tolerance and high >= value - tolerance)
+        case "equals":
+            return bool(point == value)
+        case "equivalent":
+            return bool(low > value - tolerance and high < value + tolerance)
+    raise ClaimError(f"unknown relation {relation!r}")
+
+
+def verdict(row: pd.Series) -> str:
+    """Return the verdict on one row of the joined table, by the rules above."""
+    if pd.isna(row["ours"]):
+        return NOT_RUN
+    tolerance = row["margin"] if row["relation"] == "equivalent" else row["tolerance"]
+    claim = (row["relation"], row["value"], tolerance)
+    if not holds(*claim, (row["ours"], row["ci_low"], row["ci_high"])):
+        return DIFFERS
+    control = (row["control_value"], row["control_low"], row["control_high"])
+    if not pd.isna(control[0]) and holds(*claim, control):
+        return EXPLAINED
+    return REPRODUCED
+
+
+def ledger(claims: pd.DataFrame, evidence: pd.DataFrame) -> pd.DataFrame:
+    """Join claims with a run's evidence and give every claim its verdict.
+
+    Args:
+        claims: as :func:`read_claims` returns it.
+        evidence: columns ``EVIDENCE``, at most one row a claim.
+
+    Returns:
+        One row a claim, in the order of ``claims``, with the column ``verdict``. A claim without evidence is *not run*.
+
+    Raises:
+        ClaimError: evidence for an unknown claim, or twice for one.
+    """
+    if unknown := sorted(set(evidence["id"]) - set(claims["id"])):
+        raise ClaimError(f"evidence for a claim that is not in the table: {unknown[0]!r}")
+    if evidence["id"].duplicated().any():
+        raise ClaimError(f"evidence twice for {evidence.loc[evidence['id'].duplicated(), 'id'].iloc[0]!r}")
+    joined = claims.merge(evidence.reindex(columns=EVIDENCE), on="id", how="left")
+    numbers = ["ours", "ci_low", "ci_high", "n", "control_value", "control_low", "control_high", "ceiling", "margin"]
+    joined[numbers] = joined[numbers].astype(float)
+    joined["verdict"] = joined.apply(verdict, axis=1)
+    nothing = (joined["verdict"] == NOT_RUN) & joined["reason"].isna()
+    joined["reason"] = joined["reason"].astype(object).where(~nothing, "this run has no measurement for it")
+    return joined
+
+
+def summary(table: pd.DataFrame) -> str:
+    """Count the verdicts, most favourable first, as one line of text."""
+    counts = table["verdict"].value_counts()
+    return " · ".join(f"{counts.get(name, 0)} {name}" for name in (REPRODUCED, EXPLAINED, DIFFERS, NOT_RUN))
+
+
+def main() -> None:
+    """Print where a profile's claims are and how many got which verdict."""
+    profile = load_profile(sys.argv[1])
+    directory = runs.resolve(f"runs/{profile.run}/claims")
+    print(f"{runs.short(directory / 'claims.csv')}: {summary(pd.read_csv(directory / 'claims.csv'))}")
+    for notice in runs.read_manifest(directory)["notices"]:
+        print(notice)
+
+
+if __name__ == "__main__":
+    main()
