@@ -90,18 +90,22 @@ def extract(model: TransformersModel, prompts: Prompts, store: ActivationStore, 
 
     Raises:
         ActivationError: an activation is not finite; nothing of its chunk is written.
+        StoreError: another process is writing the store.
     """
-    missing = store.missing_chunks()
-    done = len(prompts.actions) - sum(len(rows) for rows in missing)
-    with tqdm(total=len(prompts.actions), initial=done, desc="residual streams", unit="action") as progress:
+    with store.writing(), tqdm(total=len(prompts.actions), desc="residual streams", unit="action") as progress:
+        missing = store.missing_chunks()
+        progress.update(len(prompts.actions) - sum(len(rows) for rows in missing))
         for rows in missing:
             parts = []
+            tokens = 0
             for batch in batches(prompts.lengths, rows, token_budget):
                 pooled = pooled_residuals(model, prompts, batch).float().cpu().numpy()
                 _require_finite(pooled, prompts, batch)
                 parts.append(pooled)
+                tokens += int(prompts.lengths[batch.start : batch.stop].sum())
                 progress.update(len(batch))
             store.write_chunk(rows, dict(zip(POOLINGS, np.concatenate(parts, axis=2), strict=True)))
+            progress.set_postfix_str(f"{tokens:,} tokens in the last stretch")
 
 
 def batches(lengths: np.ndarray, rows: range, token_budget: int) -> list[range]:

@@ -6,9 +6,11 @@ sequentially and an interrupted extraction loses one stretch at most. Rows are d
 checksum of the data, and :meth:`ActivationStore.verify` compares them.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,22 @@ class ActivationStore:
             self._array(pooling)[:, rows.start : rows.stop] = stored
             checksums[pooling] = _checksum(stored)
         runs.write_text_atomically(self._marker(rows), json.dumps(checksums))
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the store for writing; the operating system lets go of it when the process ends, however it ends.
+
+        Raises:
+            StoreError: another process is writing.
+        """
+        with (self.directory / ".writing").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise StoreError(
+                    f"another process is writing {runs.short(self.directory)}; wait for it to end"
+                ) from error
+            yield
 
     def verify(self) -> pd.DataFrame:
         """Compare every stretch with its marker; a damaged or unreadable one loses its marker, so it is made again.

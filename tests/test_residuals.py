@@ -1,5 +1,9 @@
 """Extraction through nnsight against raw hooks, in every family of the paper."""
 
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +12,7 @@ import transformers
 from nnsight import TransformersModel
 
 from conftest import byte_tokenizer
-from lib import models, residuals, store
+from lib import models, residuals, runs, store
 
 ACTIONS = ["lying to a friend", "helping", "keeping a promise that nobody else remembers", "a", "not caring at all"]
 
@@ -135,7 +139,62 @@ def test_a_store_filled_after_an_interruption_has_the_same_bytes(model, tmp_path
     files = [p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*") if p.is_file()]
     assert len(files) > 20
     for name in files:
+        if name.name == ".writing":
+            continue
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes(), name
+
+
+EXTRACT = """
+import sys
+import pandas as pd
+import torch
+from pathlib import Path
+from lib import models, residuals, store
+torch.set_num_threads(1)
+model = models.load(sys.argv[1])
+prompts = residuals.tokenize(model, [f"keeping promise number {i}" for i in range(300)])
+index = pd.DataFrame({"action": prompts.actions, "tokens": prompts.lengths})
+target = store.create_store(Path(sys.argv[2]), index, 3, models.width(model), residuals.POOLINGS, 10)
+print("writing", flush=True)
+residuals.extract(model, prompts, target, 60)
+"""
+
+
+@pytest.fixture(scope="module")
+def extraction(tiny_model, tmp_path_factory):
+    """A command that extracts 300 rows in 30 stretches, and the store of a run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("extraction")
+    (folder / "extract.py").write_text(EXTRACT)
+    command = [sys.executable, str(folder / "extract.py"), str(tiny_model)]
+    subprocess.run([*command, str(folder / "whole")], cwd=runs.PROJECT, check=True, capture_output=True)
+    return command, store.open_store(folder / "whole")
+
+
+@pytest.mark.parametrize("stretches", [1, 15])
+def test_a_killed_extraction_goes_on_to_the_same_bytes(extraction, tmp_path, stretches):
+    command, whole = extraction
+    directory = tmp_path / "store"
+    command = [*command, str(directory)]
+    process = subprocess.Popen(command, cwd=runs.PROJECT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    while len(list((directory / "chunks").glob("*.json"))) < stretches:
+        assert process.poll() is None, "ended before it could be killed"
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    left = store.open_store(directory)
+    assert 0 < len(left.missing_chunks()) <= 30 - stretches
+    subprocess.run(command, cwd=runs.PROJECT, check=True, capture_output=True)
+    for pooling in residuals.POOLINGS:
+        for layer in range(3):
+            np.testing.assert_array_equal(left.read(layer, pooling), whole.read(layer, pooling))
+    assert (left.verify()["state"] == "ok").all()
+
+
+def test_a_second_writer_is_refused(model, tmp_path):
+    prompts = residuals.tokenize(model, ACTIONS)
+    activations = make_store(tmp_path, model, prompts)
+    with activations.writing(), pytest.raises(store.StoreError, match="another process is writing"):
+        residuals.extract(model, prompts, store.open_store(tmp_path), 64)
 
 
 def test_a_damaged_chunk_is_named_and_made_again(model, tmp_path):
