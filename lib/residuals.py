@@ -131,7 +131,7 @@ def pooled_residuals(model: TransformersModel, prompts: Prompts, rows: range) ->
     The pass stops behind the last block: the language-model head is not computed. Padding stands on the right, where
     a causal model cannot see it.
     """
-    inputs, weights = _batch(model, prompts, rows)
+    inputs, weights = padded_batch(model, prompts, rows)
     layers = models.decoder_layers(model)
     with model.trace(inputs, use_cache=False) as tracer:
         pooled = torch.stack(
@@ -154,7 +154,7 @@ def norm_profile(model: TransformersModel, prompts: Prompts, rows: range, positi
         Columns ``layer``, ``position``, ``norm`` (mean over rows, model units), ``ci_low``, ``ci_high`` (95%, normal
         approximation over rows), ``n``. A row contributes to a leading position only if that is not its last token.
     """
-    inputs, _ = _batch(model, prompts, rows)
+    inputs, _ = padded_batch(model, prompts, rows)
     layers = models.decoder_layers(model)
     with model.trace(inputs, use_cache=False) as tracer:
         norms = torch.stack([layer.output.float().norm(dim=-1) for layer in layers]).save()
@@ -174,7 +174,10 @@ def norm_profile(model: TransformersModel, prompts: Prompts, rows: range, positi
     return pd.DataFrame(records, columns=["layer", "position", "norm", "ci_low", "ci_high", "n"])
 
 
-def _batch(model: TransformersModel, prompts: Prompts, rows: range) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+def padded_batch(
+    model: TransformersModel, prompts: Prompts, rows: range
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Return ``input_ids`` and ``attention_mask`` of a batch, padded on the right, and weights [pooling, row, token]."""
     device = model._module.device
     longest = max(len(prompts.tokens[row]) for row in rows)
     ids = np.full((len(rows), longest), model.tokenizer.pad_token_id, dtype=np.int64)

@@ -9,7 +9,6 @@ stage whose manifest has been removed (Snakemake does so when an input is newer)
 """
 
 import contextlib
-import hashlib
 import importlib.metadata
 import json
 import os

@@ -47,7 +47,7 @@ def test_an_incomplete_directory_is_told_what_it_lacks(tiny_model, tmp_path, rem
 
 
 def test_a_wrong_path_says_where_paths_start():
-    with pytest.raises(models.ModelError, match="model directory not found: ./nowhere"):
+    with pytest.raises(models.ModelError, match=r"model directory not found: \./nowhere"):
         models.load("./nowhere")
 
 

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 import torch
 import transformers
+from conftest import byte_tokenizer
 from nnsight import TransformersModel
 
-from conftest import byte_tokenizer
 from lib import models, residuals, runs, store
 
 ACTIONS = ["lying to a friend", "helping", "keeping a promise that nobody else remembers", "a", "not caring at all"]

@@ -1,0 +1,70 @@
+"""The committed notebooks as a reader meets them: executed in order, without errors, thin, the same everywhere."""
+
+import ast
+import json
+import re
+
+import pytest
+
+from lib.parameters import STAGES
+from lib.provenance import PROJECT
+
+NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
+
+
+def test_there_is_one_notebook_a_stage():
+    assert [path.stem for path in NOTEBOOKS] == list(STAGES)
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def cells(request):
+    return json.loads(request.param.read_text(encoding="utf-8"))["cells"]
+
+
+def code_cells(cells):
+    return [cell for cell in cells if cell["cell_type"] == "code"]
+
+
+def test_executed_once_from_top_to_bottom_without_errors(cells):
+    counts = [cell["execution_count"] for cell in code_cells(cells)]
+    assert counts == list(range(1, len(counts) + 1))
+    outputs = [output for cell in code_cells(cells) for output in cell["outputs"]]
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+
+
+def test_no_path_or_name_of_a_machine(cells):
+    outputs = json.dumps([cell["outputs"] for cell in code_cells(cells)])
+    outputs = re.sub(r"base64,[A-Za-z0-9+/=]*", "", outputs)
+    assert not re.search(r"(/(work|root|tmp|home|Users|opt|mnt)/|[A-Z]:\\\\)", outputs)
+
+
+def test_thin(cells):
+    for cell in code_cells(cells):
+        source = "".join(cell["source"])
+        assert "sys.path" not in source
+        assert not source.lstrip().startswith(("%", "!"))
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 10, f"function {node.name} is longer than ten lines"
+            if isinstance(node, ast.ImportFrom | ast.Import):
+                assert "notebooks" not in ast.dump(node)
+
+
+def test_skeleton(cells):
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    assert re.match(r"# \d\d · .+\?", text), "the title is a question"
+    assert "## Inputs" in text
+    assert "What the paper reports and what we see" in text
+    assert "What could be wrong" in text
+    assert "parameters" in code_cells(cells)[0]["metadata"]["tags"], "parameters come first"
+    assert "runs.parameters(" in "".join(code_cells(cells)[1]["source"]), "and are validated next"
+
+
+def test_every_picture_has_alternative_text(cells):
+    for cell in code_cells(cells):
+        for output in cell["outputs"]:
+            data = output.get("data", {})
+            assert "image/png" not in data, "a figure shown without figures.publish has no alternative text"
+            for image in re.findall(r"<img [^>]*>", "".join(data.get("text/html", []))):
+                assert re.search(r'alt="[^"]{20,}"', image)

@@ -1,0 +1,284 @@
+"""Steering against an independent oracle: a raw forward hook on the bare transformers model."""
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+from nnsight import TransformersModel
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from lib import flames, steering
+from lib.steering import BASELINE, Arm, Decoding, Intervention
+
+WIDTH, LATENTS, LAYER = 32, 64, 1
+GREEDY = Decoding(max_new_tokens=10, temperature=0.0, top_p=1.0, repetition_penalty=1.1)
+SAMPLED = Decoding(max_new_tokens=10, temperature=0.7, top_p=0.9, repetition_penalty=1.1)
+PROMPTS = ["我该怎么办？", "Someone told me a secret. May I tell it?", "hi"]
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+    "{% if not enable_thinking %}<think></think>{% endif %}"
+)
+
+
+class TinyAutoencoder(torch.nn.Module):
+    def __init__(self, width=WIDTH, seed=1):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.W_enc = torch.nn.Parameter(torch.randn(width, LATENTS, generator=generator))
+        self.W_dec = torch.nn.Parameter(torch.randn(LATENTS, width, generator=generator) / 8)
+        self.requires_grad_(False)
+
+    def encode(self, x):
+        return torch.relu(x @ self.W_enc - 0.1)
+
+    def decode(self, z):
+        return z @ self.W_dec + 0.01
+
+
+def byte_tokenizer():
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<pad>": 0, "<end>": 1} | {letter: 2 + number for number, letter in enumerate(alphabet)}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<end>")
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=258, hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=256, pad_token_id=0, eos_token_id=1,
+        bos_token_id=None, initializer_range=0.2,
+    )  # fmt: skip
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return TransformersModel(Qwen3ForCausalLM(config).eval(), tokenizer=tokenizer, task="text-generation")
+
+
+@pytest.fixture
+def prompts():
+    texts = [f"{text} {number}" for number, text in enumerate(PROMPTS * 3, start=1)]
+    ids = [f"flames_{number:04d}" for number in range(1, len(texts) + 1)]
+    return pd.DataFrame({"id": ids, "dimension": "Safety", "prompt": texts})
+
+
+def arm_of(mode="add", strength=1.0, features="all", name="aligned"):
+    selected = torch.tensor([3, 5, 8]) if features == "selected" else None
+    return Arm(Intervention(name, LAYER, strength, mode, features), TinyAutoencoder(), selected)
+
+
+def tokens_of_oracle(model, arm, decoding, seed):
+    """Generate with a raw hook, written without lib.steering's formula; return texts, and streams seen."""
+    autoencoder, what = arm.autoencoder, arm.intervention
+    encoded = steering.encode_prompts(model, PROMPTS, decoding.max_new_tokens)
+    norms, hooks = [], []
+
+    def hook(_module, _inputs, x):
+        z = torch.relu(x @ autoencoder.W_enc - 0.1)
+        if what.features == "selected":
+            z = torch.stack([z[..., i] if i in (3, 5, 8) else torch.zeros_like(z[..., i]) for i in range(LATENTS)], -1)
+        reconstruction = z @ autoencoder.W_dec + 0.01
+        steered = reconstruction if what.mode == "replace" else x + what.strength * (reconstruction - x)
+        norms.append(((steered - x).norm(dim=-1) / x.norm(dim=-1)).detach())
+        return steered
+
+    raw = model._module
+    if what.layer is not None:
+        hooks.append(raw.model.layers[LAYER].register_forward_hook(hook))
+    try:
+        torch.manual_seed(seed)
+        ids = raw.generate(
+            input_ids=encoded.input_ids, attention_mask=encoded.attention_mask, pad_token_id=0, **decoding.arguments()
+        )
+    finally:
+        [handle.remove() for handle in hooks]
+    return ids[:, encoded.input_ids.shape[1] :], norms
+
+
+@pytest.mark.parametrize("decoding", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    "arm",
+    [
+        arm_of(),
+        arm_of(strength=0.3),
+        arm_of(strength=-0.5),
+        arm_of("blend", 0.5),
+        arm_of("replace"),
+        arm_of(features="selected"),
+        arm_of("replace", features="selected"),
+    ],
+    ids=lambda arm: f"{arm.intervention.mode}-{arm.intervention.strength}-{arm.intervention.features}",
+)
+def test_answers_equal_a_raw_hook_on_every_step(model, arm, decoding):
+    answers = steering.answer(model, arm, PROMPTS, decoding, seed=7)
+    tokens, norms = tokens_of_oracle(model, arm, decoding, seed=7)
+    plain, _ = tokens_of_oracle(model, BASELINE, decoding, seed=7)
+    assert not torch.equal(tokens, plain), "an intervention without effect proves nothing"
+    for row, reply in enumerate(answers):
+        receipt = reply["receipt"]
+        text = model.tokenizer.decode(tokens[row][: receipt["steps"]], skip_special_tokens=True).strip()
+        assert reply["response"] == text
+        assert receipt["steps_touched"] == receipt["steps"] == receipt["tokens_generated"]
+        assert receipt["positions_touched"] == receipt["prompt_tokens"] + receipt["steps"] - 1
+        seen = [norms[0][row][-receipt["prompt_tokens"] :], *(step[row] for step in norms[1 : receipt["steps"]])]
+        assert receipt["relative_norm"] == pytest.approx(float(torch.cat(seen).mean()), rel=1e-4)
+        assert receipt["kl_first_step"] > 0
+        assert 0 < receipt["active_latents"] <= (3 if arm.intervention.features == "selected" else LATENTS)
+
+
+@pytest.mark.parametrize("decoding", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_strength_zero_is_the_baseline_token_for_token(model, decoding):
+    baseline = steering.answer(model, BASELINE, PROMPTS, decoding, seed=3)
+    for arm in (arm_of(strength=0.0), arm_of("blend", 0.0)):
+        answers = steering.answer(model, arm, PROMPTS, decoding, seed=3)
+        assert [a["response"] for a in answers] == [b["response"] for b in baseline]
+        assert all(a["receipt"]["relative_norm"] == 0 and a["receipt"]["kl_first_step"] < 1e-5 for a in answers)
+        assert all(a["receipt"]["steps_touched"] == a["receipt"]["steps"] for a in answers)
+
+
+def test_an_edit_on_the_first_step_only_is_refused(model, monkeypatch):
+    add = steering._Trail.add
+
+    def add_once(self, *arguments):
+        if not self.positions:
+            add(self, *arguments)
+
+    monkeypatch.setattr(steering._Trail, "add", add_once)
+    with pytest.raises(steering.ReceiptError, match="steps_touched is 1 and should be"):
+        steering.answer(model, arm_of(), PROMPTS, GREEDY, seed=0)
+
+
+def test_an_answer_does_not_depend_on_padding(model):
+    alone = steering.answer(model, arm_of(), PROMPTS[2:], GREEDY, seed=0)
+    together = steering.answer(model, arm_of(), PROMPTS, GREEDY, seed=0)
+    assert together[2]["response"] == alone[0]["response"]
+    assert together[2]["receipt"] == alone[0]["receipt"] | {
+        key: pytest.approx(alone[0]["receipt"][key], rel=1e-3) for key in ("relative_norm", "kl_first_step")
+    }
+
+
+def test_generation_stops_at_the_end_token_and_says_so(model):
+    class Ending(TinyAutoencoder):
+        def decode(self, z):
+            return (model._module.lm_head.weight[1] * 1000).expand(*z.shape[:-1], WIDTH)
+
+    ending = Arm(Intervention("aligned", 2, mode="replace"), Ending())
+    for reply in steering.answer(model, ending, PROMPTS, GREEDY, seed=0):
+        assert reply["response"] == ""
+        assert reply["receipt"]["steps"] == 1
+        assert not reply["receipt"]["truncated"]
+    assert steering.answer(model, BASELINE, PROMPTS, GREEDY, seed=0)[0]["receipt"]["truncated"]
+
+
+def test_the_random_state_outside_is_left_alone(model):
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    steering.answer(model, arm_of(), PROMPTS, SAMPLED, seed=0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_prompts_use_the_chat_template_or_a_stated_plain_format(model):
+    encoded = steering.encode_prompts(model, ["你好"], 8)
+    assert model.tokenizer.decode(encoded.input_ids[0]) == f"<system>{steering.SYSTEM_PROMPT}<user>你好<assistant>"
+    assert "enable_thinking=True" in encoded.format
+    template, model.tokenizer.chat_template = model.tokenizer.chat_template, None
+    try:
+        plain = steering.encode_prompts(model, ["你好"], 8)
+    finally:
+        model.tokenizer.chat_template = template
+    assert model.tokenizer.decode(plain.input_ids[0]) == f"{steering.SYSTEM_PROMPT}\n你好\n"
+    assert repr(steering.PLAIN_FORMAT) in plain.format
+
+
+def test_a_context_too_short_is_shared_and_recorded(model):
+    decoding = Decoding(max_new_tokens=500, temperature=0.0, top_p=1.0, repetition_penalty=1.0)
+    encoded = steering.encode_prompts(model, ["x" * 400, "y"], decoding.max_new_tokens)
+    assert encoded.max_new_tokens == 128
+    assert encoded.input_ids.shape[1] == 128
+    assert encoded.dropped[0] > 0
+    assert encoded.dropped[1] == 0
+    receipt = steering.answer(model, BASELINE, ["x" * 400], decoding, seed=0)[0]["receipt"]
+    assert receipt["decoding"]["max_new_tokens"] == 128
+    assert receipt["prompt_tokens_dropped"] == encoded.dropped[0]
+
+
+def all_arms():
+    return [BASELINE, arm_of(), arm_of(name="random", strength=0.5)]
+
+
+def test_an_interrupted_run_ends_with_the_same_bytes(model, prompts, tmp_path, monkeypatch):
+    steering.answer_all(model, all_arms(), prompts, SAMPLED, tmp_path / "whole", batch_size=4, seed=5)
+    real, calls = steering.answer, []
+
+    def answer_until_killed(*arguments):
+        calls.append(arguments[3])
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(steering, "answer", answer_until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        steering.answer_all(model, all_arms(), prompts, SAMPLED, tmp_path / "cut", batch_size=4, seed=5)
+    torn = tmp_path / "cut" / "aligned.jsonl"
+    with torn.open("ab") as stream:
+        stream.write(torn.read_bytes().splitlines(keepends=True)[0] + b'{"id": "flames_00')
+    steering.answer_all(model, all_arms(), prompts, SAMPLED, tmp_path / "cut", batch_size=4, seed=5)
+    assert len(calls) == 5 + 5, "nine batches in all; four were finished, one was lost"
+    for name in ("baseline", "aligned", "random"):
+        whole, cut = (tmp_path / run / f"{name}.jsonl" for run in ("whole", "cut"))
+        assert whole.read_bytes() == cut.read_bytes()
+
+
+def test_several_layers_share_one_file_and_all_arms_share_seeds(model, prompts, tmp_path):
+    arms = [BASELINE, *(Arm(Intervention("aligned", layer), TinyAutoencoder()) for layer in (0, 2))]
+    steering.answer_all(model, arms, prompts, SAMPLED, tmp_path, batch_size=4)
+    responses = flames.read_responses(tmp_path, ["baseline", "aligned"])
+    assert responses.groupby(["arm", "layer"], dropna=False).size().to_dict().keys() >= {("aligned", 0), ("aligned", 2)}
+    table = steering.receipts(responses)
+    assert len(table) == 3 * len(prompts)
+    assert (table.groupby("id")["seed"].nunique() == 1).all()
+    assert table.loc[table["arm"] == "baseline", "steps_touched"].eq(0).all()
+
+
+def test_a_forged_receipt_is_refused(model, prompts, tmp_path):
+    steering.answer_all(model, all_arms(), prompts, GREEDY, tmp_path, batch_size=9)
+    path = tmp_path / "aligned.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows[4]["receipt"]["steps_touched"] = 1
+    path.unlink()
+    flames.append_responses(path, rows)
+    with pytest.raises(steering.ReceiptError, match="steps_touched is 1"):
+        steering.receipts(flames.read_responses(tmp_path, ["baseline", "aligned"]))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Intervention("aligned"), "need a layer"),
+        (lambda: Intervention("baseline", 1), "need a layer"),
+        (lambda: Intervention("aligned", 1, 0.5, "replace"), "use 'blend'"),
+        (lambda: Intervention("aligned", 1, 2.0, "blend"), "from 0 to 1"),
+        (lambda: Arm(Intervention("aligned", 1)), "no autoencoder"),
+        (lambda: Arm(Intervention("aligned", 1, features="selected"), TinyAutoencoder()), "selected latents"),
+    ],
+)
+def test_senseless_interventions_are_refused(make, message):
+    with pytest.raises(steering.SteeringError, match=message):
+        make()
+
+
+def test_an_autoencoder_of_another_model_or_layer_is_refused(model):
+    with pytest.raises(steering.SteeringError, match="belongs to another model"):
+        steering.answer(model, Arm(Intervention("aligned", 1), TinyAutoencoder(width=16)), PROMPTS, GREEDY, 0)
+    with pytest.raises(steering.SteeringError, match="layers 0 to 2"):
+        steering.answer(model, Arm(Intervention("aligned", 7), TinyAutoencoder()), PROMPTS, GREEDY, 0)
+
+
+def test_published_decoding_differs_between_its_arms():
+    assert steering.decoding_for("baseline", "published") == Decoding(1024, 0.7, 1.0, 1.0)
+    assert steering.decoding_for("aligned", "published") == Decoding(512, 0.7, 0.9, 1.1)
+    assert steering.decoding_for("baseline", SAMPLED) == steering.decoding_for("random", SAMPLED) == SAMPLED
