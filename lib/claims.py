@@ -26,7 +26,7 @@ EVIDENCE = (
     "id", "ours", "ci_low", "ci_high", "n", "control", "control_value", "control_low", "control_high", "ceiling",
     "margin", "reason",
 )  # fmt: skip
-"""Columns of evidence: ``control`` names it, ``margin`` is an equivalence test's, ``reason`` says why nothing was run."""
+"""Columns of evidence; ``margin`` is an equivalence test's, ``reason`` says why nothing was run."""
 
 REPRODUCED = "reproduced"
 EXPLAINED = "reproduced but explained by a control"

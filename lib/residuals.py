@@ -177,7 +177,7 @@ def norm_profile(model: TransformersModel, prompts: Prompts, rows: range, positi
 def padded_batch(
     model: TransformersModel, prompts: Prompts, rows: range
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Return ``input_ids`` and ``attention_mask`` of a batch, padded on the right, and weights [pooling, row, token]."""
+    """Return a batch's inputs, padded on the right, and its pooling weights [pooling, row, token]."""
     device = model._module.device
     longest = max(len(prompts.tokens[row]) for row in rows)
     ids = np.full((len(rows), longest), model.tokenizer.pad_token_id, dtype=np.int64)

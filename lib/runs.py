@@ -134,6 +134,16 @@ class Stage:
             write_parquet(path, function(*args, **kwargs))
         return pd.read_parquet(path)
 
+    def tables(
+        self, names: list[str], function: Callable[..., Mapping[str, pd.DataFrame]], *args: Any
+    ) -> list[pd.DataFrame]:
+        """Read several tables that one ``function`` computes together, in the order of the mapping it returns."""
+        if not all((self.directory / name).exists() for name in names):
+            self._require_unfinished(names[0])
+            for name, frame in zip(names, function(*args).values(), strict=True):
+                write_parquet(self.directory / name, frame)
+        return [pd.read_parquet(self.directory / name) for name in names]
+
     def folder(self, name: str, function: Callable[..., None], *args: Any, **kwargs: Any) -> Path:
         """Return the folder ``name`` of this stage; ``function(folder, ...)`` fills it if it is not there."""
         path = self.directory / name

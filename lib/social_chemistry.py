@@ -1,0 +1,202 @@
+"""Social-Chemistry-101: find the file, check its schema, clean it as the paper does.
+
+One row is one worker's judgment of one action (Forbes et al., EMNLP 2020). Nulls are empty strings; integers may be
+written ``3.0``. The official file is a TSV of 25 columns; a derived file may lack the columns that only cleaning uses:
+then that rule is skipped, and the table of dropped rows says so.
+"""
+
+import io
+import zipfile
+from pathlib import Path
+
+import pandas as pd
+import pandera.pandas as pa
+import pooch
+
+from lib import runs
+from lib.foundations import FOUNDATIONS
+
+URL = "https://storage.googleapis.com/ai2-mosaic-public/projects/social-chemistry/data/social-chem-101.zip"
+TSV_NAME = "social-chem-101.v1.0.tsv"
+TSV_SHA256 = "6a289ec5f814ec975deacc244ed7b5758911611847c0834bf6b2f32817722aea"
+DOWNLOAD = "download"
+"""As ``annotations``: fetch the official file."""
+
+REQUIRED = ("action", "rot-moral-foundations", "action-moral-judgment")
+OPTIONAL = ("rot-bad", "m", "split")
+LEVELS = {"action-moral-judgment": (-2, -1, 0, 1, 2), "action-agree": (0, 1, 2, 3, 4), "rot-agree": (0, 1, 2, 3, 4)}
+
+WHERE_TO_PUT_IT = (
+    f"On a machine without internet, take {TSV_NAME} from the zip at {URL} and give its path as `annotations:`."
+)
+
+
+class AnnotationError(ValueError):
+    """A file of annotations is not what it should be; the message names file, line and column."""
+
+
+def locate(annotations: str) -> Path:
+    """Return the file of annotations, downloading the official one if asked to.
+
+    Raises:
+        AnnotationError: no such file, or the official file has another checksum; both values are named.
+    """
+    if annotations == DOWNLOAD:
+        folder = runs.PROJECT / "data" / "raw"
+        members = pooch.retrieve(
+            URL,
+            known_hash=None,
+            path=folder,
+            fname="social-chem-101.zip",
+            processor=pooch.Unzip(extract_dir="social-chem-101"),
+            progressbar=True,
+        )
+        path = next(Path(member) for member in members if member.endswith(TSV_NAME))
+    else:
+        path = runs.resolve(annotations)
+    if not path.is_file():
+        raise AnnotationError(
+            f"annotations not found: {annotations}. Paths start at the project root. {WHERE_TO_PUT_IT}"
+        )
+    if path.name == TSV_NAME and (found := runs.sha256_of_file(path)) != TSV_SHA256:
+        raise AnnotationError(
+            f"{runs.short(path)} should have sha256 {TSV_SHA256}, but has {found}. "
+            "Download it again, or rename the file to use it all the same."
+        )
+    return path
+
+
+def read(path: Path, agreement: str = "action-agree") -> pd.DataFrame:
+    """Read a CSV, TSV or zip of annotations and check every value that later stages rely on.
+
+    Args:
+        path: the file; ``.tsv`` is tab-separated, ``.csv`` comma-separated, a zip holds one of them.
+        agreement: column that says how many people would agree: ``action-agree``, or ``rot-agree`` to stand in.
+
+    Returns:
+        One row an annotation in file order, columns ``line`` (of the file, the header is line 1), the required ones,
+        ``agreement`` and those of ``OPTIONAL`` that the file has. Texts are ``str``, numbers are floats, nulls are NA.
+
+    Raises:
+        AnnotationError: the file is empty, not UTF-8, cut off or separated otherwise, lacks a column, or holds a value
+            that the schema does not know.
+    """
+    name = runs.short(path)
+    text = _text(path)
+    separator = "," if path.suffix == ".csv" else "\t"
+    header = text.split("\n", 1)[0]
+    if not text.strip():
+        raise AnnotationError(f"{name} is empty; expected a header and rows of Social-Chemistry-101")
+    columns = header.rstrip("\r").split(separator)
+    wanted = (*REQUIRED, agreement)
+    if len(columns) == 1:
+        raise AnnotationError(f"{name}, line 1: expected columns separated by {separator!r}, found one column")
+    for column in wanted:
+        if column not in columns:
+            raise AnnotationError(f"{name}, line 1: column {column!r} is missing; found {', '.join(columns)}")
+    used = [*wanted, *(column for column in OPTIONAL if column in columns)]
+    try:
+        # Quotes are text in the official TSV; a CSV quotes fields that hold the separator.
+        quoting = 3 if separator == "\t" else 0
+        rows = pd.read_csv(
+            io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, quoting=quoting, usecols=used
+        )
+    except pd.errors.ParserError as error:
+        raise AnnotationError(f"{name}: a row has another number of columns than the header ({error})") from error
+    if not text.endswith("\n"):
+        raise AnnotationError(f"{name}, line {len(rows) + 1}: the file ends within a line; it looks cut off")
+    rows = rows.mask(rows == "")
+    rows.insert(0, "line", range(2, len(rows) + 2))
+    return _checked(rows, agreement, name).rename(columns={agreement: "agreement"})
+
+
+def clean(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Apply the published cleaning.
+
+    Keep ``rot-bad == 0`` and ``m == 1`` and non-null action, foundations, judgment and agreement (released recipe).
+
+    Returns:
+        The kept rows, and a table ``rule, rows_dropped, rows_left`` of what each rule removed in turn; a rule whose
+        column the file lacks is listed as skipped.
+    """
+    kept = rows
+    record: list[tuple[str, int | None, int]] = [("rows of the file", 0, len(rows))]
+    rules = [
+        ("rot-bad is 0", "rot-bad", lambda frame: frame["rot-bad"] == 0),
+        ("m is 1: one annotator", "m", lambda frame: frame["m"] == 1),
+        ("action is given", "action", lambda frame: frame["action"].notna()),
+        ("foundations are given", "rot-moral-foundations", lambda frame: frame["rot-moral-foundations"].notna()),
+        ("judgment is given", "action-moral-judgment", lambda frame: frame["action-moral-judgment"].notna()),
+        ("agreement is given", "agreement", lambda frame: frame["agreement"].notna()),
+    ]
+    for label, column, keeps in rules:
+        if column not in kept:
+            record.append((f"{label}: skipped, the file has no column {column}", None, len(kept)))
+            continue
+        before = len(kept)
+        kept = kept[keeps(kept)]
+        record.append((label, before - len(kept), len(kept)))
+    dropped = pd.DataFrame(record, columns=["rule", "rows_dropped", "rows_left"])
+    return kept.reset_index(drop=True), dropped.astype({"rows_dropped": "Int64"})
+
+
+def _text(path: Path) -> str:
+    name = runs.short(path)
+    content = path.read_bytes()
+    if path.suffix == ".zip":
+        try:
+            with zipfile.ZipFile(path) as archive:
+                inner = [
+                    member
+                    for member in archive.namelist()
+                    if member.endswith((".tsv", ".csv")) and "__MACOSX" not in member
+                ]
+                if len(inner) != 1:
+                    raise AnnotationError(f"{name} should hold one .tsv or .csv file, found {len(inner)}")
+                content = archive.read(inner[0])
+        except zipfile.BadZipFile as error:
+            raise AnnotationError(f"{name} is not a whole zip file ({error}); download it again") from error
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise AnnotationError(f"{name}, line {line}: not UTF-8 text (byte {error.start})") from error
+
+
+def _checked(rows: pd.DataFrame, agreement: str, name: str) -> pd.DataFrame:
+    numeric = ["action-moral-judgment", agreement, *(column for column in ("rot-bad", "m") if column in rows)]
+    for column in numeric:
+        numbers = pd.to_numeric(rows[column], errors="coerce")
+        bad = numbers.isna() & rows[column].notna()
+        if bad.any():
+            first = rows[bad].iloc[0]
+            raise AnnotationError(
+                f"{name}, line {first['line']}, column {column!r}: expected a number, got {first[column]!r}"
+            )
+        rows[column] = numbers
+    schema = pa.DataFrameSchema(
+        {
+            **{
+                column: pa.Column(float, pa.Check.isin(LEVELS[column]), nullable=True, coerce=True)
+                for column in ("action-moral-judgment", agreement)
+            },
+            "rot-moral-foundations": pa.Column(
+                str, pa.Check(_known_foundations, name=f"a |-separated list of {', '.join(FOUNDATIONS)}"), nullable=True
+            ),
+        }
+    )
+    try:
+        return schema.validate(rows, lazy=True)
+    except pa.errors.SchemaErrors as error:
+        case = error.failure_cases.dropna(subset=["index"]).sort_values("index").iloc[0]
+        line = rows["line"].iloc[int(case["index"])]
+        more = len(error.failure_cases) - 1
+        raise AnnotationError(
+            f"{name}, line {line}, column {case['column']!r}: expected {case['check']}, got {case['failure_case']!r}"
+            + (f" (and {more} more)" if more else "")
+        ) from None
+
+
+def _known_foundations(values: pd.Series) -> pd.Series:
+    known = {text: set(text.split("|")) <= set(FOUNDATIONS) for text in values.dropna().unique()}
+    return values.map(known).astype(bool)
