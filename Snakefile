@@ -6,7 +6,6 @@ A job is a notebook with its parameters; what it promises is the manifest of its
 are compared with the profile before anything runs: results of another identity are refused, never reused.
 """
 
-import hashlib
 import json
 import sys
 
@@ -15,6 +14,7 @@ from snakemake.exceptions import WorkflowError
 from lib import runs
 from lib.parameters import STAGES, ParameterError
 from lib.profiles import load_profile, refuse_other_results
+from lib.provenance import sha256_of_json
 
 try:
     PROFILE = load_profile(config.get("profile", "profiles/demo.yaml"))
@@ -50,8 +50,7 @@ def parameters(notebook):
 
 def code(notebook):
     """A hash of everything a notebook runs, so that changed code is a reason to run it again."""
-    text = runs.notebook_code(notebook) + runs.code_hash(notebook)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return lambda wildcards: sha256_of_json([runs.notebook_code(notebook), runs.code_hash(notebook)])
 
 
 def local_weights(wildcards):

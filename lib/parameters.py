@@ -97,7 +97,7 @@ class FeatureAlignment:
     pooling: Pooling
     alignment_epochs: int
     alignment_learning_rate: float
-    alignment_objective: Literal["six-term", "three-term"]
+    alignment_objective: Literal["six-term", "three-term", "six-term-without-floor"]
     bootstrap_draws: int
     seed: int
 

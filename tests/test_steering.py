@@ -10,7 +10,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from lib import flames, steering
-from lib.steering import BASELINE, Arm, Decoding, Intervention
+from lib.interventions import BASELINE, Arm, Intervention, SteeringError, load_arm
+from lib.sae import export
+from lib.sae.model import SparseAutoencoder
+from lib.steering import Decoding
 
 WIDTH, LATENTS, LAYER = 32, 64, 1
 GREEDY = Decoding(max_new_tokens=10, temperature=0.0, top_p=1.0, repetition_penalty=1.1)
@@ -267,14 +270,14 @@ def test_a_forged_receipt_is_refused(model, prompts, tmp_path):
     ],
 )
 def test_senseless_interventions_are_refused(make, message):
-    with pytest.raises(steering.SteeringError, match=message):
+    with pytest.raises(SteeringError, match=message):
         make()
 
 
 def test_an_autoencoder_of_another_model_or_layer_is_refused(model):
-    with pytest.raises(steering.SteeringError, match="belongs to another model"):
+    with pytest.raises(SteeringError, match="belongs to another model"):
         steering.answer(model, Arm(Intervention("aligned", 1), TinyAutoencoder(width=16)), PROMPTS, GREEDY, 0)
-    with pytest.raises(steering.SteeringError, match="layers 0 to 2"):
+    with pytest.raises(SteeringError, match="layers 0 to 2"):
         steering.answer(model, Arm(Intervention("aligned", 7), TinyAutoencoder()), PROMPTS, GREEDY, 0)
 
 
@@ -282,3 +285,22 @@ def test_published_decoding_differs_between_its_arms():
     assert steering.decoding_for("baseline", "published") == Decoding(1024, 0.7, 1.0, 1.0)
     assert steering.decoding_for("aligned", "published") == Decoding(512, 0.7, 0.9, 1.1)
     assert steering.decoding_for("baseline", SAMPLED) == steering.decoding_for("random", SAMPLED) == SAMPLED
+
+
+def test_arms_are_read_from_the_folders_of_notebooks_05_and_06(tmp_path):
+    saes = {"untuned": "sae/layer_01/pretrained", "aligned": "alignment/layer_01/aligned"}
+    saes["random"] = "alignment/layer_01/controls/random"
+    for seed, (arm, folder) in enumerate(saes.items()):
+        (tmp_path / folder).mkdir(parents=True)
+        about = {} if arm == "untuned" else {"arm": arm, "tuned_latents": [seed, seed + 1]}
+        export.save(tmp_path / folder, SparseAutoencoder(WIDTH, LATENTS, seed), about)
+    where = (tmp_path / "sae", tmp_path / "alignment", WIDTH)
+    for seed, arm in enumerate(saes):
+        loaded = load_arm(Intervention(arm, 1), *where)
+        assert torch.equal(loaded.autoencoder.W_enc, SparseAutoencoder(WIDTH, LATENTS, seed).W_enc)
+        assert loaded.selected.tolist() == ([1, 2] if arm == "untuned" else [seed, seed + 1])
+    assert load_arm(Intervention("baseline"), *where) == BASELINE
+    with pytest.raises(export.FormatError, match="another model"):
+        load_arm(Intervention("aligned", 1), *where[:2], WIDTH + 1)
+    with pytest.raises(export.FormatError, match=r"shuffled has no cfg\.json"):
+        load_arm(Intervention("shuffled", 1), *where)

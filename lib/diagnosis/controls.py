@@ -16,6 +16,7 @@ ARMS = {
     "length_removed": "A mean over a large first token encodes one over the length; here that is regressed out.",
     "length_only": "Number of tokens and its inverse as the whole representation: what length alone would show.",
     "shuffled": "Labels permuted among rows: what the procedure reports when there is nothing to find.",
+    "shuffled_within_foundations": "Labels permuted among rows of the same foundations: what topic alone explains.",
     "cross_foundation": "Virtue of one foundation against vice of another: how near any two categories are.",
     "random_pair": "Two random halves of the prototypes' rows: how near categories without meaning are.",
     "split_half": "Two halves of one category's rows: how reliable a prototype is.",

@@ -21,21 +21,22 @@ COLUMNS = ["target", "arm", "metric", "value", "ci_low", "ci_high", "n", "reason
 
 
 def dimensional(
-    representation: np.ndarray, vectors: np.ndarray, actions: np.ndarray, draws: int, seed: int
+    representation: np.ndarray, vectors: np.ndarray, actions: np.ndarray, foundations: np.ndarray, draws: int, seed: int
 ) -> pd.DataFrame:
-    """Probe one layer: the published probe, ridge, and ridge on shuffled labels.
+    """Probe one layer: the published probe, ridge, and ridge on two kinds of shuffled labels.
 
     Args:
         representation: raw (not centred) activations of distinct annotations, [rows, width].
         vectors: moral vectors, [rows, 10].
         actions: action of every row, [rows].
+        foundations: the foundations that a row names, as one text, [rows].
         draws: bootstrap resamples of actions.
         seed: of splits and resamples.
 
     Returns:
         Columns ``target, arm, metric, value, ci_low, ci_high, n, reason``; ``target`` is a category or ``all`` (mean over
-        the ten). Arms ``published`` (metrics ``r2`` and ``adjusted_r2`` on the held-out 20% of rows), ``ridge`` and
-        ``shuffled`` (``r2`` of held-out predictions).
+        the ten). Arms ``published`` (metrics ``r2`` and ``adjusted_r2`` on the held-out 20% of rows), ``ridge``,
+        ``shuffled`` and ``shuffled_within_foundations`` (``r2`` of held-out predictions).
     """
     if not np.isfinite(representation).all():
         return _nothing("not computed, because the layer holds values that are not finite", len(vectors))
@@ -44,8 +45,10 @@ def dimensional(
     test, predicted = published_probe(representation, vectors, seed)
     parts = [_scores(vectors[test], predicted, actions[test], PUBLISHED, draws, seed, representation.shape[1])]
     parts.append(ridge(representation, vectors, actions, draws, seed))
-    shuffled = np.random.default_rng(seed).permutation(vectors)
-    parts.append(ridge(representation, shuffled, actions, draws, seed, "shuffled"))
+    generator = np.random.default_rng(seed)
+    parts.append(ridge(representation, generator.permutation(vectors), actions, draws, seed, "shuffled"))
+    same_topic = shuffled_within(vectors, foundations, generator)
+    parts.append(ridge(representation, same_topic, actions, draws, seed, "shuffled_within_foundations"))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -55,6 +58,14 @@ def ridge(
     """Score held-out ridge predictions, one row a category and one for ``all``; columns as :func:`dimensional`."""
     predicted = ridge_predictions(representation, vectors, actions, seed)
     return _scores(vectors, predicted, actions, arm, draws, seed)
+
+
+def shuffled_within(vectors: np.ndarray, foundations: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Permute moral vectors among rows that name the same foundations: topic stays, judgment goes, [rows, 10]."""
+    shuffled = vectors.copy()
+    for rows in pd.Series(np.arange(len(vectors))).groupby(foundations).indices.values():
+        shuffled[rows] = vectors[generator.permutation(rows)]
+    return shuffled
 
 
 def published_probe(

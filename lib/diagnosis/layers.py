@@ -3,6 +3,7 @@
 A layer is read, analysed and let go, so memory does not grow with the number of layers.
 """
 
+import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
@@ -43,6 +44,7 @@ def diagnose(
     of_subset, of_all = store.rows_of(rows["action"]), store.rows_of(annotations["action"])
     lengths = store.index["tokens"].to_numpy()[of_subset]
     vectors, actions = annotations[list(CATEGORIES)].to_numpy(), annotations["action"].to_numpy()
+    topics = annotations["foundations"].str.join("|").to_numpy()
     tables: dict[str, list[pd.DataFrame]] = {kind: [] for kind in KINDS}
     for layer in tqdm(range(store.layers), desc=f"diagnosis of {model}", unit="layer"):
         poolings = {name: store.read(layer, name) for name in store.poolings}
@@ -55,9 +57,13 @@ def diagnose(
             found["categorical"].append(categorical.separability(values, rows, draws, seed, label))
         found["structural"].append(structural.structural(arms[PUBLISHED], rows, draws, permutations, seed))
         found["structural"].append(structural.supervised(arms[PUBLISHED], rows, draws, seed))
-        found["dimensional"].append(dimensional.dimensional(poolings[pooling][of_all], vectors, actions, draws, seed))
+        probed = dimensional.dimensional(poolings[pooling][of_all], vectors, actions, topics, draws, seed)
         last = dimensional.ridge(poolings["last"][of_all], vectors, actions, draws, seed, "ridge, last")
-        found["dimensional"].append(last)
+        within = dimensional.shuffled_within(vectors, topics, np.random.default_rng(seed))
+        null = dimensional.ridge(
+            poolings["last"][of_all], within, actions, draws, seed, "shuffled_within_foundations, last"
+        )
+        found["dimensional"] += [probed, last, null]
         for kind, frames in found.items():
             frame = pd.concat(frames, ignore_index=True)
             frame.insert(0, "pooling", frame["arm"].map(lambda arm: _pooling_of(arm, pooling, store.poolings)))

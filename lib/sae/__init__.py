@@ -1,0 +1,1 @@
+"""Sparse autoencoders: model, training, moral latents, alignment, files."""
