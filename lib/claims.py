@@ -7,8 +7,9 @@ beyond its margin (``equivalent``: the interval lies inside the margin). Then th
 
 * *not run* when the run measured nothing for it; the reason is given;
 * *differs* when the claim does not hold for our measurement;
-* *reproduced but explained by a control* when it holds, and for the control as well;
-* *reproduced* when it holds and there is no control for which it holds too.
+* *reproduced but explained by a control* when it holds, and for the control as well, unless our whole interval lies
+  beyond the control's on the claimed side (``above``, ``below``);
+* *reproduced* otherwise.
 """
 
 import sys
@@ -90,9 +91,18 @@ def verdict(row: pd.Series) -> str:
     if not holds(*claim, (row["ours"], row["ci_low"], row["ci_high"])):
         return DIFFERS
     control = (row["control_value"], row["control_low"], row["control_high"])
-    if not pd.isna(control[0]) and holds(*claim, control):
-        return EXPLAINED
-    return REPRODUCED
+    if pd.isna(control[0]) or not holds(*claim, control):
+        return REPRODUCED
+    return REPRODUCED if _beyond(row) else EXPLAINED
+
+
+def _beyond(row: pd.Series) -> bool:
+    """Say whether our interval lies wholly on the claimed side of the control's; both need one."""
+    if row["relation"] == "above":
+        return bool(row["ci_low"] > row["control_high"])
+    if row["relation"] == "below":
+        return bool(row["ci_high"] < row["control_low"])
+    return False
 
 
 def ledger(claims: pd.DataFrame, evidence: pd.DataFrame) -> pd.DataFrame:

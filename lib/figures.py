@@ -65,15 +65,20 @@ def _axes(ax: Axes | None, **size: Any) -> Axes:
 # ---------------------------------------------------------------------------------- stage 1, moral vectors
 
 
-def typicality_counts(frame: pd.DataFrame) -> sns.FacetGrid:
+def typicality_counts(frame: pd.DataFrame) -> Axes:
     """Rows by foundation, polarity and typicality: ``frame`` has ``foundation, polarity, typicality, rows``."""
-    grid = sns.catplot(
-        frame, x="typicality", y="rows", hue="polarity", col="foundation", kind="bar", height=2.8, aspect=0.75,
-        palette=POLARITY_COLOURS, order=sorted(frame["typicality"].unique()),
-    )  # fmt: skip
-    grid.set_titles("{col_name}").set_axis_labels("typicality (0 to 1)", "exploded rows")
-    grid.tick_params(axis="x", rotation=60)
-    return grid
+    _, axes = plt.subplots(1, len(FOUNDATION_COLOURS), figsize=(11, 3.2), sharey=True)
+    levels = sorted(frame["typicality"].unique())
+    for ax, foundation in zip(axes, FOUNDATION_COLOURS, strict=True):
+        part = frame[frame["foundation"] == foundation]
+        sns.barplot(
+            part, x="typicality", y="rows", hue="polarity", hue_order=list(POLARITY_COLOURS),
+            palette=POLARITY_COLOURS, order=levels, ax=ax, legend=ax is axes[-1],
+        )  # fmt: skip
+        ax.set(title=foundation, xlabel="typicality (0 to 1)", ylabel="exploded rows")
+        ax.tick_params(axis="x", rotation=60)
+    _legend(axes[-1], "polarity")
+    return axes[0]
 
 
 # ------------------------------------------------------------------------------- stage 2, residual streams

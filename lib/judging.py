@@ -8,9 +8,7 @@ one more of Inspect's model providers, so a demo without network takes the same 
 numbers are plumbing: they say that the road is passable.
 """
 
-import contextlib
 import importlib
-import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +23,7 @@ from inspect_ai.model import ChatMessage, GenerateConfig, Model, ModelAPI, Model
 from inspect_ai.scorer import Score, Scorer, Target, mean, scorer
 from inspect_ai.solver import TaskState, generate
 from inspect_ai.tool import ToolChoice, ToolInfo
+from IPython.utils.capture import capture_output
 
 from lib import runs
 from lib.verdicts import ORDERS
@@ -205,7 +204,7 @@ def judge(responses: pd.DataFrame, judge: str | Model, log_dir: Path, language: 
     tasks = [_task(requests(responses, rubric), rubric, language) for rubric in RUBRICS]
     _import_async_backend()
     # "none" leaves an empty widget in a notebook. "log" at this level shows only a line with the directory's full name.
-    with contextlib.redirect_stdout(io.StringIO()):
+    with capture_output(stderr=False):
         done, _ = eval_set(
             [task for task in tasks if len(task.dataset)],
             log_dir=str(log_dir),

@@ -196,7 +196,9 @@ class Stage:
     def _files(self) -> list[str]:
         ours = (file for file in self.directory.rglob("*") if file.is_file())
         names = (file.relative_to(self.directory).as_posix() for file in ours)
-        return sorted(n for n in names if n not in ("plan.json", "manifest.json") and "/." not in f"/{n}")
+        # Logs hold times; they belong to a stage but are none of its results.
+        aside = ("plan.json", "manifest.json")
+        return sorted(n for n in names if n not in aside and not n.startswith("logs/") and "/." not in f"/{n}")
 
     def _require_unfinished(self, name: str) -> None:
         if self.complete:

@@ -95,12 +95,13 @@ def read(path: Path, agreement: str = "action-agree") -> pd.DataFrame:
         if column not in columns:
             raise AnnotationError(f"{name}, line 1: column {column!r} is missing; found {', '.join(columns)}")
     used = [*wanted, *(column for column in OPTIONAL if column in columns)]
+    if separator == "\t":
+        _require_columns(text, len(columns), name)
     try:
         # Quotes are text in the official TSV; a CSV quotes fields that hold the separator.
-        quoting = 3 if separator == "\t" else 0
         rows = pd.read_csv(
-            io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, quoting=quoting, usecols=used
-        )
+            io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, quoting=3 if separator == "\t" else 0
+        )[used]
     except pd.errors.ParserError as error:
         raise AnnotationError(f"{name}: a row has another number of columns than the header ({error})") from error
     if not text.endswith("\n"):
@@ -163,6 +164,12 @@ def _text(path: Path) -> str:
         raise AnnotationError(f"{name}, line {line}: not UTF-8 text (byte {error.start})") from error
 
 
+def _require_columns(text: str, expected: int, name: str) -> None:
+    for number, line in enumerate(text.rstrip("\n").split("\n"), start=1):
+        if (found := line.count("\t") + 1) != expected:
+            raise AnnotationError(f"{name}, line {number}: expected {expected} columns as in the header, found {found}")
+
+
 def _checked(rows: pd.DataFrame, agreement: str, name: str) -> pd.DataFrame:
     numeric = ["action-moral-judgment", agreement, *(column for column in ("rot-bad", "m") if column in rows)]
     for column in numeric:
@@ -177,7 +184,12 @@ def _checked(rows: pd.DataFrame, agreement: str, name: str) -> pd.DataFrame:
     schema = pa.DataFrameSchema(
         {
             **{
-                column: pa.Column(float, pa.Check.isin(LEVELS[column]), nullable=True, coerce=True)
+                column: pa.Column(
+                    float,
+                    pa.Check.isin(LEVELS[column], error=f"one of {', '.join(map(str, LEVELS[column]))}"),
+                    nullable=True,
+                    coerce=True,
+                )
                 for column in ("action-moral-judgment", agreement)
             },
             "rot-moral-foundations": pa.Column(
@@ -192,7 +204,7 @@ def _checked(rows: pd.DataFrame, agreement: str, name: str) -> pd.DataFrame:
         line = rows["line"].iloc[int(case["index"])]
         more = len(error.failure_cases) - 1
         raise AnnotationError(
-            f"{name}, line {line}, column {case['column']!r}: expected {case['check']}, got {case['failure_case']!r}"
+            f"{name}, line {line}, column {case['column']!r}: expected {case['check']}, got {case['failure_case']}"
             + (f" (and {more} more)" if more else "")
         ) from None
 

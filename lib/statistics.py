@@ -6,7 +6,6 @@ Rows that share an action are not independent, so every interval resamples actio
 from collections.abc import Callable
 
 import numpy as np
-import pandas as pd
 from scipy.stats import rankdata
 
 
@@ -76,23 +75,3 @@ def standard(values: np.ndarray) -> np.ndarray:
     centred = values - values.mean()
     deviation = centred.std()
     return centred / deviation if deviation > 0 else centred
-
-
-def equivalence(estimate: float, standard_error: float, margin: float) -> pd.Series:
-    """Two one-sided tests at 5% each: is a difference smaller than ``margin``?
-
-    Returns:
-        ``estimate``, ``ci_low`` and ``ci_high`` (the 90% interval that the two tests compare with the margin), ``margin``
-        and ``equivalent``.
-    """
-    half = 1.6448536269514722 * standard_error
-    low, high = estimate - half, estimate + half
-    return pd.Series(
-        {
-            "estimate": estimate,
-            "ci_low": low,
-            "ci_high": high,
-            "margin": margin,
-            "equivalent": bool(low > -margin and high < margin),
-        }
-    )

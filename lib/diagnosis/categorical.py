@@ -99,23 +99,13 @@ def separability(
         actions = subset.loc[chosen, "action"].to_numpy()
         virtue = (subset.loc[chosen, "polarity"] == "virtue").to_numpy()
         if min(virtue.sum(), (~virtue).sum()) < folds or len(np.unique(actions)) < folds:
-            records.append(
-                (
-                    foundation,
-                    arm,
-                    "auc",
-                    np.nan,
-                    np.nan,
-                    np.nan,
-                    int(chosen.sum()),
-                    "not computed, because a pole has too few rows",
-                )
-            )
+            reason = "not computed, because a pole has too few rows"
+            records.append((foundation, arm, "auc", np.nan, np.nan, np.nan, int(chosen.sum()), reason))
             continue
         model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
-        scores = cross_val_predict(
-            model, representation[chosen], virtue, groups=actions, cv=GroupKFold(folds, shuffle=True, random_state=seed), method="decision_function"
-        )  # fmt: skip
+        splits = GroupKFold(folds, shuffle=True, random_state=seed)
+        rows = representation[chosen]
+        scores = cross_val_predict(model, rows, virtue, groups=actions, cv=splits, method="decision_function")
         values = weighted_auc(virtue, scores, cluster_weights(actions, draws, seed))
         records.append((foundation, arm, "auc", values[0], *interval(values[1:]), int(chosen.sum()), ""))
     return pd.DataFrame(records, columns=["foundation", "arm", "metric", "value", "ci_low", "ci_high", "n", "reason"])
