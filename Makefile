@@ -24,7 +24,7 @@ $(READY): requirements.lock pyproject.toml
 setup: $(READY) ## create .venv from the lock file
 
 reproduce: $(READY) ## run all nine stages of PROFILE (default: the demo)
-	$(BIN)/python -m snakemake --cores $(CORES) --quiet host --keep-incomplete --rerun-incomplete \
+	$(BIN)/python -m snakemake --cores $(CORES) --quiet host rules --keep-incomplete --rerun-incomplete \
 	  --rerun-triggers mtime params input --config profile="$(PROFILE)"
 	@$(BIN)/python -m lib.claims "$(PROFILE)"
 

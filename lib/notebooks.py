@@ -8,10 +8,12 @@ stores them without what differs between machines.
 
 import argparse
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,6 +23,15 @@ import psutil
 
 from lib import runs
 from lib.parameters import STAGES
+
+
+NOISE = (
+    "[IPKernelApp] WARNING | Kernel is running over TCP",
+    "Input Notebook:",
+    "Output Notebook:",
+    "Executing notebook",
+)
+"""Lines of papermill and its kernel that say nothing about a run: kernels listen on this machine only."""
 
 
 def execute(notebook: Path, output: Path, parameters: dict[str, Any]) -> int:
@@ -33,9 +44,14 @@ def execute(notebook: Path, output: Path, parameters: dict[str, Any]) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     command = [sys.executable, "-m", "papermill", str(notebook), str(output), "--parameters_yaml"]
     command += [json.dumps(parameters), "--no-progress-bar", "--log-level", "WARNING"]
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, encoding="utf-8", errors="replace")
     try:
-        return process.wait()
+        for line in process.stderr or ():
+            if not line.startswith(NOISE):
+                sys.stderr.write(line)
+        status = process.wait()
+        print(f"{notebook.stem}: {'failed, see' if status else 'done, see'} {runs.short(output)}", flush=True)
+        return status
     finally:
         descendants = psutil.Process().children(recursive=True)
         for descendant in descendants:
@@ -67,7 +83,8 @@ def _is_progress(output: nbformat.NotebookNode) -> bool:
 
 
 def commit() -> int:
-    """Execute all notebooks with their default parameters and store them in ``notebooks/``, cleaned."""
+    """Execute all notebooks with their default parameters; store them, cleaned, in ``notebooks/`` and their figures."""
+    started = time.time()
     for name in STAGES:
         path = runs.PROJECT / "notebooks" / f"{name}.ipynb"
         with tempfile.TemporaryDirectory() as folder:
@@ -76,7 +93,11 @@ def commit() -> int:
                 return status
             notebook = clean(nbformat.read(output, as_version=4))
         runs.write_text_atomically(path, nbformat.writes(notebook) + "\n")
-        print(f"executed {runs.short(path)}")
+    folder = runs.PROJECT / "figures"
+    drawn = [path for path in runs.resolve("runs/demo/figures").iterdir() if path.stat().st_mtime >= started]
+    for path in drawn:
+        shutil.copyfile(path, folder / path.name)
+    print(f"{len(STAGES)} notebooks in notebooks/, {len(drawn)} files of figures in figures/")
     return 0
 
 
