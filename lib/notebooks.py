@@ -24,7 +24,6 @@ import psutil
 from lib import runs
 from lib.parameters import STAGES
 
-
 NOISE = (
     "[IPKernelApp] WARNING | Kernel is running over TCP",
     "Input Notebook:",

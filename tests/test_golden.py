@@ -1,10 +1,9 @@
 """The demo's numbers stay where they are, within stated tolerances."""
 
+import golden
 import numpy as np
 import pandas as pd
 import pytest
-
-import golden
 
 pytestmark = pytest.mark.pipeline
 

@@ -70,10 +70,22 @@ def select(features: pd.DataFrame) -> Selection:
     )
 
 
-def randomly(selection: Selection, latents: int, seed: int) -> Selection:
-    """Return as many other latents, drawn at random, with the same roles: the control for the choice of features."""
-    tuned = np.sort(np.random.default_rng(seed).choice(latents, len(selection.tuned), replace=False))
-    return Selection(tuned, selection.top, selection.contrast, selection.strict, selection.strict_dimension)
+def randomly(selection: Selection, activity: np.ndarray, seed: int) -> Selection:
+    """Return as many other latents that fire about as often, drawn at random, with the same roles.
+
+    It is the control for the choice of features. Among latents of similar ``activity`` [latents], untuned ones are
+    taken first; where the tuned set is so large that they run out, tuned ones fill the places, in other roles.
+    """
+    generator = np.random.default_rng(seed)
+    free = np.ones(len(activity), dtype=bool)
+    is_tuned = np.isin(np.arange(len(activity)), selection.tuned)
+    chosen = np.empty(len(selection.tuned), dtype=int)
+    noise = generator.random(len(activity)) * 1e-6
+    for place in generator.permutation(len(chosen)):
+        distance = np.abs(activity - activity[selection.tuned[place]]) + noise + 2.0 * is_tuned
+        chosen[place] = np.argmin(np.where(free, distance, np.inf))
+        free[chosen[place]] = False
+    return Selection(chosen, selection.top, selection.contrast, selection.strict, selection.strict_dimension)
 
 
 class TunedRows(nn.Module):
@@ -131,7 +143,7 @@ def align(
     generator = torch.Generator().manual_seed(recipe.seed)
     steps = max(1, -(-len(train[0]) // recipe.batch_size))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, recipe.learning_rate, total_steps=recipe.epochs * steps + 1, pct_start=0.1
+        optimiser, recipe.learning_rate, total_steps=max(11, recipe.epochs * steps + 1), pct_start=0.1
     )
     importance = row_weights(train[1])
     best, best_loss, waited, history = copy.deepcopy(rows.state_dict()), float("inf"), 0, []

@@ -98,6 +98,8 @@ def _measures(
         some = np.isfinite(values[:, 0])
         measures[metric, "all"] = np.nanmean(values[some], axis=0) if some.any() else np.full(len(weights), np.nan)
     missed, total = ((rows - x_hat) ** 2).sum(axis=1), weights.sum(axis=1)
+    # Centred first: the mean of a residual stream can be thousands of times its spread.
+    rows = rows - rows.mean(axis=0, dtype=np.float64)
     spread = weights @ (rows**2).sum(axis=1) - ((weights @ rows) ** 2).sum(axis=1) / total
     measures["fvu", "all"] = weights @ missed / spread
     return measures

@@ -70,6 +70,13 @@ def load(directory: Path, width: int | None = None) -> SparseAutoencoder:
     weights = {key: value.to(torch.float32) for key, value in load_file(directory / "sae_weights.safetensors").items()}
     if missing := {"W_enc", "b_enc", "W_dec", "b_dec"} - weights.keys():
         raise FormatError(f"{name}: weights lack {sorted(missing)[0]}")
+    latents, inside = weights["b_enc"].shape[0], weights["b_dec"].shape[0]
+    shapes = {"W_enc": (inside, latents), "b_enc": (latents,), "W_dec": (latents, inside), "b_dec": (inside,)}
+    for key, shape in shapes.items():
+        if tuple(weights[key].shape) != shape:
+            raise FormatError(f"{name}: {key} has shape {tuple(weights[key].shape)}, expected {shape}")
+        if not torch.isfinite(weights[key]).all():
+            raise FormatError(f"{name}: {key} is not finite")
     if width is not None and weights["b_dec"].shape[0] != width:
         raise FormatError(
             f"{name} is for a residual stream of width {weights['b_dec'].shape[0]}, but the model's is {width}: "

@@ -3,13 +3,14 @@
 Published (released recipe): *strict* if max|r| > .1 and more than 1.5 times the second largest; the identification
 *report* instead calls a latent mono-semantic if exactly one |r| > .1, or two that are an opposing pair. The tuned set is
 the strict ones, the 50 most positively correlated per dimension and the 20 per pole used for contrast pairs. *Careful*
-adds a permutation null with the false-discovery rate controlled.
+compares the largest |r| with a permutation null, with the false-discovery rate controlled. The null moves whole
+actions, because rows of one action share a representation, and it is pooled over latents that fire about equally often,
+because the null of a latent that fires on a few rows has heavy tails.
 """
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import norm
 from statsmodels.stats.multitest import multipletests
 
 from lib.foundations import CATEGORIES
@@ -20,6 +21,8 @@ DOMINANCE = 1.5
 TOP = 50
 CONTRAST = 20
 FALSE_DISCOVERY_RATE = 0.05
+ACTIVITY_BINS = 10
+PERMUTATIONS_AT_ONCE = 20
 
 
 @torch.no_grad()
@@ -29,11 +32,11 @@ def correlations(sae: SparseAutoencoder, rows: np.ndarray, vectors: np.ndarray, 
     Args:
         sae: the autoencoder.
         rows: raw pooled residual streams, [rows, width].
-        vectors: moral vectors, [rows, 10].
+        vectors: moral vectors, [rows, 10], or any other columns.
         chunk: rows at a time; memory grows with chunk x latents, not with rows.
 
     Returns:
-        Pearson correlations [latents, 10]; 0 for a latent, or a dimension, that does not vary.
+        Pearson correlations [latents, columns]; 0 for a latent, or a dimension, that does not vary.
     """
     y = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float64))
     y = y - y.mean(dim=0)
@@ -49,7 +52,12 @@ def correlations(sae: SparseAutoencoder, rows: np.ndarray, vectors: np.ndarray, 
 
 
 def identify(
-    sae: SparseAutoencoder, rows: np.ndarray, vectors: np.ndarray, permutations: int, seed: int
+    sae: SparseAutoencoder,
+    rows: np.ndarray,
+    vectors: np.ndarray,
+    permutations: int,
+    seed: int,
+    actions: np.ndarray | None = None,
 ) -> pd.DataFrame:
     """Apply the published criteria and the careful one to every latent.
 
@@ -57,26 +65,29 @@ def identify(
         sae: the autoencoder.
         rows: raw pooled residual streams of validation rows, [rows, width].
         vectors: their moral vectors, [rows, 10].
-        permutations: draws of shuffled labels, from which the null's spread is estimated for every latent.
+        permutations: shuffles of the labels among actions, for the null of the careful criterion.
         seed: of the shuffles.
+        actions: action of every row, [rows]; without them every row counts as an action of its own.
 
     Returns:
         One row a latent: ``latent``, the ten correlations ``r_care`` ..., ``category`` of the largest |r|, ``largest``,
-        ``alive`` (some row activates it), ``strict``, ``report``, ``careful`` and ``tuned``.
+        ``activity`` (share of rows that activate it), ``alive`` (it is not 0), ``strict``, ``report``, ``careful`` and ``tuned``.
     """
+    actions = np.arange(len(rows)) if actions is None else actions
     r = correlations(sae, rows, vectors)
-    generator = np.random.default_rng(seed)
-    null = np.array([correlations(sae, rows, generator.permutation(vectors)) for _ in range(min(permutations, 20))])
     table = pd.DataFrame(r, columns=[f"r_{category}" for category in CATEGORIES])
     table.insert(0, "latent", np.arange(len(r)))
     size = np.abs(r)
     ordered = np.sort(size, axis=1)
     table["category"] = np.array(CATEGORIES)[size.argmax(axis=1)]
     table["largest"] = ordered[:, -1]
-    table["alive"] = size.max(axis=1) > 0
+    table["activity"] = activity_of(sae, rows)
+    table["alive"] = table["activity"] > 0
     table["strict"] = (ordered[:, -1] > THRESHOLD) & (ordered[:, -1] > DOMINANCE * ordered[:, -2])
     table["report"] = _report(size > THRESHOLD)
-    table["careful"] = _careful(r, null)
+    table["careful"] = careful(
+        ordered[:, -1], null_maxima(sae, rows, vectors, actions, permutations, seed), table["activity"].to_numpy()
+    )
     table["tuned"] = table["strict"] | _top_positive(r)
     return table
 
@@ -87,15 +98,68 @@ def _report(above: np.ndarray) -> np.ndarray:
     return (count == 1) | ((count == 2) & pairs)
 
 
-def _careful(r: np.ndarray, null: np.ndarray) -> np.ndarray:
-    """Largest correlation against a normal null with each latent's permuted spread, Benjamini-Hochberg over latents."""
-    spread = null.std(axis=(0, 2))
-    alive = spread > 0
-    p = np.ones(len(r))
-    z = np.abs(r[alive]).max(axis=1) / spread[alive]
-    # The largest of ten correlations: Bonferroni within a latent.
-    p[alive] = np.minimum(1, 2 * norm.sf(z) * r.shape[1])
-    return multipletests(p, FALSE_DISCOVERY_RATE, method="fdr_bh")[0]
+def careful(largest: np.ndarray, null: np.ndarray, activity: np.ndarray) -> np.ndarray:
+    """Return which latents correlate beyond chance: Benjamini-Hochberg over the alive ones.
+
+    Args:
+        largest: the largest |r| of every latent, [latents].
+        null: the same under permuted labels, [latents, permutations]; it is pooled within bins of equal activity.
+        activity: share of rows that activate a latent, [latents]; a latent without activity is never chosen.
+    """
+    chosen = np.zeros(len(largest), dtype=bool)
+    alive = np.flatnonzero(activity > 0)
+    if len(alive) == 0 or null.shape[1] == 0:
+        return chosen
+    p = np.ones(len(alive))
+    edges = np.unique(np.quantile(activity[alive], np.linspace(0, 1, ACTIVITY_BINS + 1)[1:-1]))
+    bins = np.searchsorted(edges, activity[alive])
+    for which in np.unique(bins):
+        members = alive[bins == which]
+        pooled = np.sort(null[members].ravel())
+        reached = len(pooled) - np.searchsorted(pooled, largest[members] - 1e-12)
+        p[bins == which] = (1 + reached) / (1 + len(pooled))
+    chosen[alive] = multipletests(p, FALSE_DISCOVERY_RATE, method="fdr_bh")[0]
+    return chosen
+
+
+def null_maxima(
+    sae: SparseAutoencoder, rows: np.ndarray, vectors: np.ndarray, actions: np.ndarray, permutations: int, seed: int
+) -> np.ndarray:
+    """Return the largest |r| of every latent under labels permuted among actions, [latents, permutations]."""
+    generator = np.random.default_rng(seed)
+    found = [np.zeros((sae.latents, 0))]
+    for start in range(0, permutations, PERMUTATIONS_AT_ONCE):
+        count = min(PERMUTATIONS_AT_ONCE, permutations - start)
+        shuffled = np.hstack([vectors[permuted_by_action(actions, generator)] for _ in range(count)])
+        r = np.abs(correlations(sae, rows, shuffled))
+        found.append(r.reshape(sae.latents, count, vectors.shape[1]).max(axis=2))
+    return np.hstack(found)
+
+
+def permuted_by_action(actions: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Return positions [rows] that move labels of whole actions, among actions with equally many rows.
+
+    Rows of one action share a representation, so permuting single rows would understate what chance can do.
+    """
+    _, of_row, counts = np.unique(actions, return_inverse=True, return_counts=True)
+    by_action, starts = np.argsort(of_row, kind="stable"), np.cumsum(counts) - counts
+    moved = np.empty(len(actions), dtype=int)
+    for size in np.unique(counts):
+        here = np.flatnonzero(counts == size)
+        there = generator.permutation(here)
+        span = np.arange(size)
+        moved[by_action[starts[here][:, None] + span]] = by_action[starts[there][:, None] + span]
+    return moved
+
+
+@torch.no_grad()
+def activity_of(sae: SparseAutoencoder, rows: np.ndarray, chunk: int = 1024) -> np.ndarray:
+    """Return the share of rows that activate every latent, [latents]."""
+    counts = torch.zeros(sae.latents, dtype=torch.float64)
+    for start in range(0, len(rows), chunk):
+        z = sae.encode(torch.from_numpy(np.ascontiguousarray(rows[start : start + chunk])))
+        counts += (z > 0).sum(dim=0)
+    return (counts / len(rows)).numpy()
 
 
 def _top_positive(r: np.ndarray) -> np.ndarray:

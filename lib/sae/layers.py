@@ -51,10 +51,15 @@ def folder_of(layer: int) -> str:
 
 
 def pretrain(folder: Path, rows: dict[str, Rows], recipe: train.Recipe, label: str, metadata: dict[str, Any]) -> None:
-    """Train one layer's autoencoder and fill ``folder`` with it, its history and its quality on every split."""
-    sae, history = train.train(rows["train"].x, rows["validation"].x, recipe, label)
+    """Train one layer's autoencoder and fill ``folder`` with it and its history.
+
+    The checkpoint lies beside ``folder``, which is temporary, so that an interrupted training goes on.
+    """
+    checkpoint = folder.parent / ".pretrained.checkpoint"
+    sae, history = train.train(rows["train"].x, rows["validation"].x, recipe, label, checkpoint)
     export.save(folder, sae, metadata)
     history.to_parquet(folder / "history.parquet", index=False)
+    checkpoint.unlink(missing_ok=True)
 
 
 def quality(sae: SparseAutoencoder, rows: dict[str, Rows]) -> pd.DataFrame:
@@ -74,34 +79,53 @@ def align_arm(
     rows: dict[str, Rows],
     recipe: align.Recipe,
     label: str,
+    metadata: dict[str, Any],
 ) -> None:
     """Train one arm and fill ``folder`` with it and its history.
 
-    ``aligned`` is the claim; ``shuffled`` is trained the same way on labels permuted among rows; ``random`` tunes as many
-    latents drawn at random, in the same roles, on the true labels.
+    ``aligned`` is the claim; ``shuffled`` is trained the same way on labels permuted among actions; ``random`` tunes as
+    many latents that fire as often, drawn at random, in the same roles, on the true labels.
     """
     selection = selection_of(arm, sae, table, recipe.seed)
     train_rows, validation = rows["train"], rows["validation"]
-    generator = np.random.default_rng(recipe.seed)
-    permute = generator.permutation if arm == "shuffled" else np.asarray
+    if arm == "shuffled":
+        generator = np.random.default_rng(recipe.seed)
+        train_rows, validation = (_shuffled(part, generator) for part in (train_rows, validation))
     aligned, history = align.align(
         sae,
         selection,
-        (train_rows.x, permute(train_rows.vectors)),
-        (validation.x, permute(validation.vectors)),
+        (train_rows.x, train_rows.vectors),
+        (validation.x, validation.vectors),
         recipe,
         label,
     )
     if align.frozen_hash(aligned, selection.tuned) != align.frozen_hash(sae, selection.tuned):
         raise AssertionError(f"{label}: a frozen weight has changed")
-    export.save(folder, aligned, {"arm": arm, "tuned_latents": selection.tuned.tolist()})
+    export.save(folder, aligned, metadata | {"arm": arm, "tuned_latents": selection.tuned.tolist()})
     history.to_parquet(folder / "history.parquet", index=False)
+
+
+def _shuffled(rows: Rows, generator: np.random.Generator) -> Rows:
+    return rows._replace(vectors=rows.vectors[features.permuted_by_action(rows.actions, generator)])
+
+
+def require_pooling(about: dict[str, Any], pooling: str) -> None:
+    """Refuse an autoencoder of another pooling than the rows it shall be tuned on.
+
+    Raises:
+        export.FormatError: names both.
+    """
+    if about.get("pooling") != pooling:
+        raise export.FormatError(
+            f"the autoencoder was trained with pooling {about.get('pooling')!r}, but {pooling!r} is asked for; "
+            "use the same in notebooks 05 and 06"
+        )
 
 
 def selection_of(arm: str, sae: SparseAutoencoder, table: pd.DataFrame, seed: int) -> align.Selection:
     """Return the latents that an arm tunes: those of the table of features, or as many at random."""
     chosen = align.select(table)
-    return align.randomly(chosen, sae.latents, seed) if arm == "random" else chosen
+    return align.randomly(chosen, table["activity"].to_numpy(), seed) if arm == "random" else chosen
 
 
 def measure(
@@ -115,4 +139,4 @@ def measure(
 
 def identify(sae: SparseAutoencoder, rows: Rows, permutations: int, seed: int) -> pd.DataFrame:
     """Find the moral latents on validation rows."""
-    return features.identify(sae, rows.x, rows.vectors, permutations, seed)
+    return features.identify(sae, rows.x, rows.vectors, permutations, seed, rows.actions)

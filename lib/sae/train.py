@@ -2,14 +2,24 @@
 
 Released recipe: AdamW, 5 warm-up epochs and then a cosine to 1%, gradients clipped to norm 1, decoder rows of unit norm
 after every step; once an epoch the weight is multiplied by 1.2, 1.05 or .95 as L0 is far above, above or below its target.
+
+A checkpoint holds weights, optimiser, generator state, position and history in one safetensors file, so a killed
+training that is started again ends, on a CPU, with the same bytes.
 """
 
+import hashlib
+import json
 import math
-from dataclasses import dataclass
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -19,6 +29,7 @@ WARM_UP_EPOCHS = 5
 LOWEST_RATE = 0.01
 STOP_ERROR = 0.001
 STOP_EPOCHS = 5
+CHECKPOINT_EPOCHS = 10
 
 
 class TrainingError(RuntimeError):
@@ -39,7 +50,11 @@ class Recipe:
 
 
 def train(
-    train_rows: np.ndarray, validation_rows: np.ndarray, recipe: Recipe, label: str
+    train_rows: np.ndarray,
+    validation_rows: np.ndarray,
+    recipe: Recipe,
+    label: str,
+    checkpoint: Path | None = None,
 ) -> tuple[SparseAutoencoder, pd.DataFrame]:
     """Train one autoencoder.
 
@@ -48,26 +63,30 @@ def train(
         validation_rows: [rows, width].
         recipe: the settings.
         label: for the progress bar.
+        checkpoint: file to go on from, and to leave behind every ``CHECKPOINT_EPOCHS`` epochs.
 
     Returns:
         The autoencoder with the centre folded in, and its history: columns ``epoch, mse, l0, fvu`` (of validation rows),
         ``weight`` (of the L1 penalty), ``dead`` (share of latents that no validation row activates).
 
     Raises:
-        TrainingError: the loss is not finite, or the data are not.
+        TrainingError: the loss is not finite (the last good checkpoint stays), or the data are not, or the checkpoint
+            is of another training.
     """
     if not (np.isfinite(train_rows).all() and np.isfinite(validation_rows).all()):
         raise TrainingError("activations are not finite; verify the store (notebook 02)")
-    centre = torch.from_numpy(train_rows.mean(axis=0))
+    centre = torch.from_numpy(train_rows.mean(axis=0, dtype=np.float64).astype(np.float32))
     x = torch.from_numpy(np.ascontiguousarray(train_rows)) - centre
     held_out = torch.from_numpy(np.ascontiguousarray(validation_rows)) - centre
     sae = SparseAutoencoder(x.shape[1], recipe.expansion * x.shape[1], recipe.seed)
     optimiser = torch.optim.AdamW(sae.parameters(), lr=recipe.learning_rate, weight_decay=0)
     generator = torch.Generator().manual_seed(recipe.seed)
-    weight = recipe.initial_weight
-    history = []
-    near_target = 0
-    for epoch in tqdm(range(recipe.epochs), desc=label, unit="epoch"):
+    position: dict[str, Any] = {"epoch": 0, "weight": recipe.initial_weight, "near_target": 0, "history": []}
+    identity = _identity(recipe, x) if checkpoint else ""
+    if checkpoint and checkpoint.exists():
+        position = _resume(checkpoint, identity, sae, optimiser, generator)
+    weight, near_target, history = position["weight"], position["near_target"], position["history"]
+    for epoch in tqdm(range(position["epoch"], recipe.epochs), desc=label, unit="epoch"):
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate * _schedule(epoch, recipe.epochs)
         for batch in torch.randperm(len(x), generator=generator).split(recipe.batch_size):
@@ -78,6 +97,9 @@ def train(
         if near_target >= STOP_EPOCHS:
             break
         weight = adapted(weight, row["l0"] / recipe.target_l0)
+        if checkpoint and (epoch + 1) % CHECKPOINT_EPOCHS == 0:
+            position = {"epoch": epoch + 1, "weight": weight, "near_target": near_target, "history": history}
+            _keep(checkpoint, identity, position, sae, optimiser, generator)
     return sae.fold_centre(centre), pd.DataFrame(history)
 
 
@@ -127,3 +149,43 @@ def _step(
     torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
     optimiser.step()
     sae.normalise_decoder()
+
+
+def _identity(recipe: Recipe, x: Tensor) -> str:
+    digest = hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode())
+    digest.update(x.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _keep(
+    path: Path,
+    identity: str,
+    position: dict[str, Any],
+    sae: SparseAutoencoder,
+    optimiser: torch.optim.Optimizer,
+    generator: torch.Generator,
+) -> None:
+    """Replace the checkpoint in one step, so that a kill leaves the old one or the new one."""
+    tensors = {"generator": generator.get_state()}
+    for name, parameter in sae.named_parameters():
+        tensors[f"sae.{name}"] = parameter.detach().contiguous()
+        tensors |= {f"{key}.{name}": value.contiguous() for key, value in optimiser.state[parameter].items()}
+    temporary = path.with_name(f"{path.name}.part")
+    save_file(tensors, temporary, {"identity": identity, "position": json.dumps(position)})
+    os.replace(temporary, path)
+
+
+def _resume(
+    path: Path, identity: str, sae: SparseAutoencoder, optimiser: torch.optim.Optimizer, generator: torch.Generator
+) -> dict[str, Any]:
+    with safe_open(path, "pt") as stored:
+        notes = stored.metadata()
+        if notes["identity"] != identity:
+            raise TrainingError(f"{path.name} belongs to a training with other settings or data; remove it")
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    generator.set_state(tensors["generator"])
+    for name, parameter in sae.named_parameters():
+        with torch.no_grad():
+            parameter.copy_(tensors[f"sae.{name}"])
+        optimiser.state[parameter] = {key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+    return json.loads(notes["position"])
