@@ -21,8 +21,17 @@ def frame(rows: list[Row]) -> pd.DataFrame:
     return pd.DataFrame(rows).reindex(columns=list(EVIDENCE))
 
 
-def of_vectors(annotations: pd.DataFrame, exploded: pd.DataFrame, subset: pd.DataFrame) -> Iterator[Row]:
-    """Counts of stage 1, and how many held-out rows share their action with a training row."""
+def of_vectors(
+    annotations: pd.DataFrame, exploded: pd.DataFrame, subset: pd.DataFrame, official: bool
+) -> Iterator[Row]:
+    """Counts of stage 1, and how many held-out rows share their action with a training row.
+
+    They are claims about one file; other annotations cannot speak to them, which ``official`` says.
+    """
+    if not official:
+        for claim in CLAIMS_OF_THE_FILE:
+            yield {"id": claim, "reason": "the annotations are not the official Social-Chemistry-101 file"}
+        return
     yield _count("annotations", len(annotations))
     yield _count("exploded", len(exploded))
     for split in ("train", "validation", "test"):
@@ -132,6 +141,11 @@ CLAIMS_OF_A_JUDGE = (
     "flames-peak",
 )  # fmt: skip
 PER_THOUSAND = ("ours", "ci_low", "ci_high", "control_value", "control_low", "control_high")
+
+
+CLAIMS_OF_THE_FILE = (
+    "annotations", "exploded", "exploded-train", "exploded-validation", "exploded-test", "subset", "shared-actions",
+)  # fmt: skip
 
 
 def _count(claim: str, count: int) -> Row:

@@ -140,7 +140,8 @@ def refuse_other_results(profile: Profile) -> None:
             directory = runs.stage_directory(notebook, wanted)
             if (directory / "manifest.json").exists():
                 recorded = runs.read_manifest(directory)["identity"]["parameters"]
-                runs.refuse_difference(directory, recorded, runs.identifying_parameters(wanted))
+                asked = {"parameters": runs.identifying_parameters(wanted)}
+                runs.refuse_difference(directory, {"parameters": recorded}, asked)
 
 
 PER_MODEL = ("02_residual_streams", "03_diagnosis")
