@@ -68,3 +68,8 @@ def test_every_picture_has_alternative_text(cells):
             assert "image/png" not in data, "a figure shown without figures.publish has no alternative text"
             for image in re.findall(r"<img [^>]*>", "".join(data.get("text/html", []))):
                 assert re.search(r'alt="[^"]{20,}"', image)
+
+
+def test_tags_are_spelt_as_nbval_reads_them(cells):
+    tags = {tag for cell in cells for tag in cell["metadata"].get("tags", [])}
+    assert tags <= {"parameters", "nbval-ignore-output"}
