@@ -15,13 +15,10 @@ FOUNDATIONS = (
 OPPOSITES = dict(name.split("-") for name in FOUNDATIONS)
 """Virtue -> the vice that opposes it."""
 
-VIRTUES = tuple(OPPOSITES)
 VICES = tuple(OPPOSITES.values())
 
 CATEGORIES = tuple(category for pair in OPPOSITES.items() for category in pair)
 """The ten dimensions of a moral vector, in the paper's order: care, harm, fairness, cheating, ..."""
-
-POLARITIES = ("virtue", "vice", "neutral")
 
 # Tol's bright hues, one a foundation; the virtue takes the full hue and the vice a darker one,
 # so a pair stays together and its poles differ in lightness for readers who cannot tell hues apart.
