@@ -52,12 +52,12 @@ def of_diagnosis(
     categorical: pd.DataFrame, gradient: pd.DataFrame, structural: pd.DataFrame, dimensional: pd.DataFrame
 ) -> Iterator[Row]:
     """The four analyses of one model."""
-    opposing = categorical[categorical["metric"] == "opposing_cosine"]
+    opposing = categorical[(categorical["metric"] == "opposing_cosine") & (categorical["foundation"] != "all")]
     layers = sorted(opposing["layer"].unique())[middle(opposing["layer"].nunique())]
     yield _mean_row("categorical-middle", opposing[opposing["layer"].isin(layers)], "shuffled")
     for claim, foundation in (("categorical-authority", "authority-subversion"), ("categorical-care", "care-harm")):
         yield _mean_row(claim, opposing[opposing["foundation"] == foundation], "shuffled")
-    spearman = gradient[gradient["metric"] == "spearman"]
+    spearman = gradient[(gradient["metric"] == "spearman") & (gradient["category"] != "all")]
     yield _peak_row("gradient-peak", spearman, "shuffled")
     yield _vices(spearman)
     index = structural[structural["metric"] == "adjusted_rand"]

@@ -45,7 +45,7 @@ def modules_used_by(notebook: str) -> list[Path]:
     found: set[Path] = set()
     while waiting:
         path = waiting.pop()
-        if path not in found and path.name != "figures.py":
+        if path not in found and path.parent.name != "figures":
             found.add(path)
             waiting += _imports(path.read_text(encoding="utf-8"))
     return sorted(found)

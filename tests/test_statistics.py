@@ -5,6 +5,7 @@ import pytest
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
+from statsmodels.stats.weightstats import DescrStatsW
 
 from lib import statistics
 
@@ -65,3 +66,65 @@ def test_a_constant_has_no_correlation():
 
 def test_an_interval_of_nothing_is_nothing():
     assert np.isnan(statistics.interval(np.array([np.nan]))).all()
+
+
+@given(st.integers(0, 2**31))
+def test_permutations_move_whole_clusters(seed):
+    generator = np.random.default_rng(seed)
+    clusters = generator.integers(0, 25, 60)
+    labels = clusters * 10
+    for order in statistics.permutations(clusters, 3, seed):
+        assert sorted(order) == list(range(60))
+        moved = labels[order]
+        assert all(len(set(moved[clusters == c])) == 1 for c in set(clusters)), "labels that agreed still do"
+
+
+def test_permuting_rows_instead_of_clusters_would_find_too_much():
+    def share_rejected(of_rows):
+        rejected = 0
+        for trial in range(100):
+            generator = np.random.default_rng(trial)
+            cluster = np.repeat(np.arange(20), 8)
+            x, y = (np.repeat(generator.normal(size=20), 8) for _ in range(2))
+            units = np.arange(len(x)) if of_rows else cluster
+            null = np.array([np.corrcoef(x, y[order])[0, 1] for order in statistics.permutations(units, 59, trial)])
+            rejected += statistics.permutation_p(np.corrcoef(x, y)[0, 1], null, two_sided=True) <= 0.05
+        return rejected / 100
+
+    assert share_rejected(of_rows=False) < 0.12
+    assert share_rejected(of_rows=True) > 0.3
+
+
+def test_permutation_p_counts_the_observed_value():
+    null = np.arange(99.0)
+    assert statistics.permutation_p(1000.0, null) == pytest.approx(0.01)
+    assert statistics.permutation_p(-5.0, null) == 1.0
+    assert statistics.permutation_p(49.0, null, two_sided=True) == 1.0
+    assert np.isnan(statistics.permutation_p(float("nan"), null))
+
+
+def test_percentiles_of_a_cosine_of_means_lie_beside_it_and_the_centred_interval_is_as_wide_as_its_spread():
+    generator = np.random.default_rng(0)
+    width, rows, beside, measured, halves = 100, 60, 0, [], []
+    truth = np.ones((2, width)) * 0.2
+    for trial in range(100):
+        weights = statistics.cluster_weights(np.arange(rows), 100, trial)
+        means = [weights @ (mean + generator.normal(size=(rows, width))) for mean in truth]
+        values = (means[0] * means[1]).sum(axis=1) / np.prod(np.linalg.norm(means, axis=2), axis=0)
+        low, high = statistics.interval(values[1:])
+        beside += high < values[0]
+        low, high = statistics.interval_around(values[0], values[1:])
+        measured.append(values[0])
+        halves.append((high - low) / 2 / 1.96)
+    assert beside > 50
+    assert np.mean(halves) == pytest.approx(np.std(measured), rel=0.5)
+
+
+def test_equivalence_equals_statsmodels():
+    generator = np.random.default_rng(0)
+    for shift in (0.0, 0.3, 1.0):
+        x = generator.normal(size=40) + shift
+        expected = DescrStatsW(x).ttost_mean(-0.5, 0.5)[0]
+        low, high, p = statistics.equivalence(x.mean(), x.std(ddof=1) / 40**0.5, 0.5, 39)
+        assert p == pytest.approx(expected)
+        assert (low > -0.5 and high < 0.5) == (p < 0.05)

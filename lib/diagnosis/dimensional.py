@@ -2,7 +2,7 @@
 
 The paper trains one linear map from raw activations to the ten-dimensional vector (section 3, analysis 4): AdamW, 70/10/20
 split of rows. The control is closed-form ridge on standardised features with the penalty chosen inside folds grouped by
-action; the whole path comes from one eigendecomposition a fold.
+action.
 """
 
 import copy
@@ -10,60 +10,93 @@ import copy
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.model_selection import GroupKFold
 
-from lib.diagnosis.controls import PUBLISHED
+from lib.diagnosis import linear
+from lib.diagnosis.controls import PUBLISHED, named
+from lib.diagnosis.tidy import mean_of, missing, row, table, unusable
 from lib.foundations import CATEGORIES
-from lib.statistics import cluster_weights, interval
-
-PENALTIES = np.logspace(-1, 5, 25)
-COLUMNS = ["target", "arm", "metric", "value", "ci_low", "ci_high", "n", "reason"]
+from lib.statistics import cluster_weights
 
 
-def dimensional(
-    representation: np.ndarray, vectors: np.ndarray, actions: np.ndarray, foundations: np.ndarray, draws: int, seed: int
+def published(
+    representation: np.ndarray, vectors: np.ndarray, actions: np.ndarray, draws: int, seed: int
 ) -> pd.DataFrame:
-    """Probe one layer: the published probe, ridge, and ridge on two kinds of shuffled labels.
+    """Train the published probe on one layer and score it on its held-out fifth of the rows.
 
     Args:
-        representation: raw (not centred) activations of distinct annotations, [rows, width].
+        representation: raw (not centred) activations of annotations, [rows, width].
         vectors: moral vectors, [rows, 10].
         actions: action of every row, [rows].
-        foundations: the foundations that a row names, as one text, [rows].
         draws: bootstrap resamples of actions.
-        seed: of splits and resamples.
+        seed: of split, training and resamples.
 
     Returns:
-        Columns ``target, arm, metric, value, ci_low, ci_high, n, reason``; ``target`` is a category or ``all`` (mean over
-        the ten). Arms ``published`` (metrics ``r2`` and ``adjusted_r2`` on the held-out 20% of rows), ``ridge``,
-        ``shuffled`` and ``shuffled_within_foundations`` (``r2`` of held-out predictions).
+        Columns ``target`` and ``tidy.MEASURED``; ``target`` is a category or ``all`` (mean over the ten), metrics ``r2``,
+        ``adjusted_r2`` (n test rows, p dimensions) and, for ``all``, ``predictors`` (p).
     """
-    if not np.isfinite(representation).all():
-        return _nothing("not computed, because the layer holds values that are not finite", len(vectors))
-    if np.ptp(representation, axis=0).max() == 0:
-        return _nothing("not computed, because the layer does not vary", len(vectors))
+    if reason := unusable(representation) or _too_few(vectors, actions):
+        return table(
+            "target", [missing("all", PUBLISHED, metric, len(vectors), reason) for metric in ("r2", "adjusted_r2")]
+        )
     test, predicted = published_probe(representation, vectors, seed)
-    parts = [_scores(vectors[test], predicted, actions[test], PUBLISHED, draws, seed, representation.shape[1])]
-    parts.append(ridge(representation, vectors, actions, draws, seed))
-    generator = np.random.default_rng(seed)
-    parts.append(ridge(representation, generator.permutation(vectors), actions, draws, seed, "shuffled"))
-    same_topic = shuffled_within(vectors, foundations, generator)
-    parts.append(ridge(representation, same_topic, actions, draws, seed, "shuffled_within_foundations"))
-    return pd.concat(parts, ignore_index=True)
+    n, width = len(test), representation.shape[1]
+    r2 = weighted_r2(vectors[test], predicted, cluster_weights(actions[test], draws, seed))
+    records = [*_by_category(r2, PUBLISHED, "r2", n), row("all", PUBLISHED, "predictors", np.array([float(width)]), n)]
+    if n <= width + 1:
+        why = f"not computed, because {n} test rows are too few for {width} dimensions"
+        return table("target", [*records, missing("all", PUBLISHED, "adjusted_r2", n, why)])
+    adjusted = 1 - (1 - r2) * (n - 1) / (n - width - 1)
+    return table("target", records + _by_category(adjusted, PUBLISHED, "adjusted_r2", n))
 
 
 def ridge(
-    representation: np.ndarray, vectors: np.ndarray, actions: np.ndarray, draws: int, seed: int, arm: str = "ridge"
+    representation: np.ndarray,
+    vectors: np.ndarray,
+    actions: np.ndarray,
+    topics: np.ndarray,
+    draws: int,
+    seed: int,
+    arm: str = PUBLISHED,
+    nulls: bool = True,
 ) -> pd.DataFrame:
-    """Score held-out ridge predictions, one row a category and one for ``all``; columns as :func:`dimensional`."""
-    predicted = ridge_predictions(representation, vectors, actions, seed)
-    return _scores(vectors, predicted, actions, arm, draws, seed)
+    """Predict moral vectors by ridge from folds that hold none of a row's action, and score all rows.
+
+    Args:
+        representation: activations of annotations, [rows, width].
+        vectors: moral vectors, [rows, 10].
+        actions: action of every row, [rows].
+        topics: the foundations that a row names, as one text, [rows].
+        draws: bootstrap resamples of actions.
+        seed: of folds, shuffles and resamples.
+        arm: label of the representation.
+        nulls: whether to add the same on shuffled labels.
+
+    Returns:
+        Columns as :func:`published`, metric ``r2``; arms ``ridge`` and, with ``nulls``, ``shuffled`` and
+        ``shuffled_within_foundations``, each followed by the representation's name if it is not the published one.
+    """
+    if reason := unusable(representation) or _too_few(vectors, actions):
+        return table("target", [missing("all", named("ridge", arm), "r2", len(vectors), reason)])
+    labels = {"ridge": vectors}
+    if nulls:
+        generator = np.random.default_rng(seed)
+        labels["shuffled"] = generator.permutation(vectors)
+        labels["shuffled_within_foundations"] = shuffled_within(vectors, topics, generator)
+    blocks = np.repeat(np.arange(len(labels)), vectors.shape[1])
+    fold = linear.grouped_folds(actions, seed)
+    predicted = linear.ridge_held_out(representation, np.hstack(list(labels.values())), fold, blocks)
+    weights = cluster_weights(actions, draws, seed)
+    records: list[tuple] = []
+    for block, (name, truth) in enumerate(labels.items()):
+        r2 = weighted_r2(truth, predicted[:, blocks == block], weights)
+        records += _by_category(r2, named(name, arm), "r2", len(truth))
+    return table("target", records)
 
 
-def shuffled_within(vectors: np.ndarray, foundations: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def shuffled_within(vectors: np.ndarray, topics: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Permute moral vectors among rows that name the same foundations: topic stays, judgment goes, [rows, 10]."""
     shuffled = vectors.copy()
-    for rows in pd.Series(np.arange(len(vectors))).groupby(foundations).indices.values():
+    for rows in pd.Series(np.arange(len(vectors))).groupby(topics).indices.values():
         shuffled[rows] = vectors[generator.permutation(rows)]
     return shuffled
 
@@ -107,76 +140,6 @@ def published_probe(
         return test.numpy(), probe(x[test]).numpy()
 
 
-def ridge_path(
-    x: np.ndarray, y: np.ndarray, penalties: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Fit ridge for every penalty from one eigendecomposition.
-
-    Args:
-        x: [rows, width].
-        y: [rows, targets].
-        penalties: [k].
-
-    Returns:
-        Coefficients [k, width, targets] for standardised x, the mean and scale of x, and the mean of y.
-    """
-    mean, scale = x.mean(axis=0), x.std(axis=0)
-    scale = np.where(scale > 0, scale, 1.0)
-    standardised, target_mean = (x - mean) / scale, y.mean(axis=0)
-    values, basis = np.linalg.eigh(standardised.T @ standardised)
-    projected = basis.T @ (standardised.T @ (y - target_mean))
-    shrunk = projected[None] / (np.maximum(values, 0)[None, :, None] + penalties[:, None, None])
-    return basis @ shrunk, mean, scale, target_mean
-
-
-def ridge_predictions(x: np.ndarray, y: np.ndarray, actions: np.ndarray, seed: int, folds: int = 5) -> np.ndarray:
-    """Predict every row from folds that hold none of its action; the penalty is chosen by folds inside, [rows, targets]."""
-    x, y = x.astype(np.float64), y.astype(np.float64)
-    groups = pd.factorize(actions)[0]
-    predicted = np.empty_like(y)
-    for train, test in GroupKFold(folds, shuffle=True, random_state=seed).split(x, groups=groups):
-        errors = np.zeros(len(PENALTIES))
-        for fit, check in GroupKFold(folds - 1, shuffle=True, random_state=seed).split(train, groups=groups[train]):
-            path = ridge_path(x[train[fit]], y[train[fit]], PENALTIES)
-            errors += [
-                ((_predict(path, k, x[train[check]]) - y[train[check]]) ** 2).sum() for k in range(len(PENALTIES))
-            ]
-        path = ridge_path(x[train], y[train], PENALTIES)
-        predicted[test] = _predict(path, int(errors.argmin()), x[test])
-    return predicted
-
-
-def _predict(path: tuple[np.ndarray, ...], k: int, x: np.ndarray) -> np.ndarray:
-    coefficients, mean, scale, target_mean = path
-    return (x - mean) / scale @ coefficients[k] + target_mean
-
-
-def _scores(
-    truth: np.ndarray,
-    predicted: np.ndarray,
-    actions: np.ndarray,
-    arm: str,
-    draws: int,
-    seed: int,
-    width: int | None = None,
-) -> pd.DataFrame:
-    weights = cluster_weights(actions, draws, seed)
-    r2 = weighted_r2(truth, predicted, weights)
-    scores = {"r2": r2}
-    if width is not None and len(truth) > width + 1:
-        scores["adjusted_r2"] = 1 - (1 - r2) * (len(truth) - 1) / (len(truth) - width - 1)
-    records = []
-    for metric, values in scores.items():
-        for index, category in enumerate(CATEGORIES):
-            records.append((category, arm, metric, values[0, index], *interval(values[1:, index]), len(truth), ""))
-        means = values.mean(axis=1)
-        records.append(("all", arm, metric, means[0], *interval(means[1:]), len(truth), ""))
-    if width is not None and "adjusted_r2" not in scores:
-        reason = f"not computed, because {len(truth)} test rows are not more than {width} dimensions"
-        records.append(("all", arm, "adjusted_r2", np.nan, np.nan, np.nan, len(truth), reason))
-    return pd.DataFrame(records, columns=COLUMNS)
-
-
 def weighted_r2(truth: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return R squared per target under every line of weights, [draws, targets]; NaN for a constant target."""
     total = weights.sum(axis=1, keepdims=True)
@@ -187,5 +150,15 @@ def weighted_r2(truth: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -
         return np.where(spread > 1e-9, 1 - residual / spread, np.nan)
 
 
-def _nothing(reason: str, n: int) -> pd.DataFrame:
-    return pd.DataFrame([("all", PUBLISHED, "r2", np.nan, np.nan, np.nan, n, reason)], columns=COLUMNS)
+def _by_category(r2: np.ndarray, arm: str, metric: str, n: int) -> list[tuple]:
+    columns = list(r2.T)
+    records = [row(category, arm, metric, values, n) for category, values in zip(CATEGORIES, columns, strict=True)]
+    return [*records, row("all", arm, metric, mean_of(columns), n)]
+
+
+def _too_few(vectors: np.ndarray, actions: np.ndarray) -> str:
+    if not np.isfinite(vectors).all():
+        return "not computed, because moral vectors hold values that are not finite"
+    if len(np.unique(actions)) < 2 * linear.FOLDS:
+        return f"not computed, because {len(np.unique(actions))} distinct actions are too few for {linear.FOLDS} folds"
+    return ""

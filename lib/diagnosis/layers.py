@@ -5,14 +5,21 @@ A layer is read, analysed and let go, so memory does not grow with the number of
 
 import numpy as np
 import pandas as pd
+from statsmodels.stats.multitest import multipletests
 from tqdm.auto import tqdm
 
-from lib.diagnosis import categorical, dimensional, gradient, structural
-from lib.diagnosis.controls import PUBLISHED, representations
+from lib.diagnosis import controls
+from lib.diagnosis.categorical import categorical, separability
+from lib.diagnosis.controls import PUBLISHED, SAME_IN_EVERY_LAYER
+from lib.diagnosis.dimensional import published, ridge
+from lib.diagnosis.gradient import gradient
+from lib.diagnosis.structural import structural
 from lib.foundations import CATEGORIES, category_of
 from lib.store import ActivationStore
 
 KINDS = ("categorical", "gradient", "structural", "dimensional")
+WITH_NULLS = (PUBLISHED, "last")
+"""Representations whose labels are shuffled too: what the paper reports, and what the verdicts read."""
 
 
 def diagnose(
@@ -22,7 +29,7 @@ def diagnose(
     model: str,
     pooling: str,
     draws: int,
-    permutations: int,
+    shuffles: int,
     seed: int,
 ) -> dict[str, pd.DataFrame]:
     """Run the four analyses and their controls on every layer of a store.
@@ -34,43 +41,61 @@ def diagnose(
         model: name for the tables.
         pooling: of the published arm; the other poolings become controls.
         draws: bootstrap resamples.
-        permutations: draws of the label shuffles.
+        shuffles: draws of the label shuffles.
         seed: of everything random.
 
     Returns:
-        One tidy frame for each of ``KINDS``: ``model, layer, pooling`` and the columns of the analysis.
+        One tidy frame for each of ``KINDS``: ``model, layer, pooling`` and the columns of the analysis. In the rows of a
+        null, ``p_corrected`` is ``p`` by Benjamini and Hochberg's procedure over all layers and labels of that null.
     """
     rows = with_labels(subset, annotations)
-    of_subset, of_all = store.rows_of(rows["action"]), store.rows_of(annotations["action"])
-    lengths = store.index["tokens"].to_numpy()[of_subset]
+    words = controls.words_only(store.actions, store.width, seed)
     vectors, actions = annotations[list(CATEGORIES)].to_numpy(), annotations["action"].to_numpy()
     topics = annotations["foundations"].str.join("|").to_numpy()
+    tokens = store.index["tokens"].to_numpy()
+    of_subset, of_all = store.rows_of(rows["action"]), store.rows_of(actions)
     tables: dict[str, list[pd.DataFrame]] = {kind: [] for kind in KINDS}
     for layer in tqdm(range(store.layers), desc=f"diagnosis of {model}", unit="layer"):
-        poolings = {name: store.read(layer, name) for name in store.poolings}
-        arms = representations({name: values[of_subset] for name, values in poolings.items()}, lengths, pooling)
-        found: dict[str, list[pd.DataFrame]] = {kind: [] for kind in KINDS}
-        for arm, values in arms.items():
-            found["categorical"].append(categorical.categorical(values, rows, draws, permutations, seed, arm))
-            found["gradient"].append(gradient.gradient(values, rows, draws, permutations, seed, arm))
-            label = "auc" if arm == PUBLISHED else f"auc, {arm}"
-            found["categorical"].append(categorical.separability(values, rows, draws, seed, label))
-        found["structural"].append(structural.structural(arms[PUBLISHED], rows, draws, permutations, seed))
-        found["structural"].append(structural.supervised(arms[PUBLISHED], rows, draws, seed))
-        probed = dimensional.dimensional(poolings[pooling][of_all], vectors, actions, topics, draws, seed)
-        last = dimensional.ridge(poolings["last"][of_all], vectors, actions, draws, seed, "ridge, last")
-        within = dimensional.shuffled_within(vectors, topics, np.random.default_rng(seed))
-        null = dimensional.ridge(
-            poolings["last"][of_all], within, actions, draws, seed, "shuffled_within_foundations, last"
-        )
-        found["dimensional"] += [probed, last, null]
-        for kind, frames in found.items():
-            frame = pd.concat(frames, ignore_index=True)
-            frame.insert(0, "pooling", frame["arm"].map(lambda arm: _pooling_of(arm, pooling, store.poolings)))
-            frame.insert(0, "layer", layer)
-            frame.insert(0, "model", model)
-            tables[kind].append(frame)
-    return {kind: pd.concat(frames, ignore_index=True) for kind, frames in tables.items()}
+        pooled = {name: store.read(layer, name) for name in store.poolings}
+        for arm in controls.arms_of(store.poolings, pooling):
+            once = arm in SAME_IN_EVERY_LAYER
+            if once and layer > 0:
+                continue
+            x, probed = (
+                controls.representation(arm, pooled, index, pooling, tokens, words) for index in (of_subset, of_all)
+            )
+            drawn = shuffles if arm in WITH_NULLS else 0
+            found = {
+                "categorical": [
+                    categorical(x, rows, draws, shuffles, seed, arm),
+                    separability(x, rows, draws, drawn, seed, arm),
+                ],
+                "gradient": [gradient(x, rows, draws, drawn, seed, arm)],
+                "structural": [structural(x, rows, draws, drawn, seed, arm)],
+                "dimensional": [ridge(probed, vectors, actions, topics, draws, seed, arm, nulls=drawn > 0)],
+            }
+            if arm == PUBLISHED:
+                found["dimensional"].append(published(probed, vectors, actions, draws, seed))
+            origin = "none" if once else arm if arm in store.poolings else pooling
+            for kind, frames in found.items():
+                frame = pd.concat(frames, ignore_index=True)
+                tables[kind] += [
+                    _placed(frame, model, here, origin) for here in (range(store.layers) if once else [layer])
+                ]
+    return {kind: corrected(pd.concat(frames, ignore_index=True)) for kind, frames in tables.items()}
+
+
+def corrected(frame: pd.DataFrame) -> pd.DataFrame:
+    """Add ``p_corrected``: p over all layers and labels of each null, false discovery rate by Benjamini and Hochberg.
+
+    Rows that summarise others (label ``all``) are corrected among themselves.
+    """
+    label = frame.columns[3]
+    result = frame.assign(p_corrected=np.nan)
+    tested = frame[frame["p"].notna()]
+    for _, part in tested.groupby(["arm", "metric", tested[label] == "all"]):
+        result.loc[part.index, "p_corrected"] = multipletests(part["p"], method="fdr_bh")[1]
+    return result
 
 
 def with_labels(subset: pd.DataFrame, annotations: pd.DataFrame) -> pd.DataFrame:
@@ -81,8 +106,8 @@ def with_labels(subset: pd.DataFrame, annotations: pd.DataFrame) -> pd.DataFrame
     return rows
 
 
-def _pooling_of(arm: str, published: str, poolings: list[str]) -> str:
-    named = arm.split(", ")[-1]
-    if named == "length_only":
-        return "none"
-    return named if named in poolings else published
+def _placed(frame: pd.DataFrame, model: str, layer: int, pooling: str) -> pd.DataFrame:
+    placed = frame.copy()
+    for name, value in (("pooling", pooling), ("layer", layer), ("model", model)):
+        placed.insert(0, name, value)
+    return placed

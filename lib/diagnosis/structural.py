@@ -9,19 +9,18 @@ import numpy as np
 import pandas as pd
 from sklearn.cluster import HDBSCAN
 from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
-from lib.diagnosis.controls import PUBLISHED
-from lib.statistics import cluster_weights, interval
+from lib.diagnosis import linear
+from lib.diagnosis.controls import PUBLISHED, named
+from lib.diagnosis.tidy import missing, null_row, row, table, unusable
+from lib.statistics import cluster_weights, permutations
 
 MIN_CLUSTER_SIZE = 100
 MIN_SAMPLES = 20
 EXPLAINED = 0.95
 TARGETS = ("foundation", "polarity", "foundation and polarity")
-COLUMNS = ["target", "arm", "metric", "value", "ci_low", "ci_high", "n", "reason"]
+RESAMPLES = 3
+"""Draws of four fifths of the actions that are clustered anew."""
 
 
 def cluster(representation: np.ndarray) -> tuple[np.ndarray, int]:
@@ -29,69 +28,58 @@ def cluster(representation: np.ndarray) -> tuple[np.ndarray, int]:
 
     Returns:
         Labels [rows], -1 for noise, and the number of principal components kept. scikit-learn counts a point as its own
-        neighbour, so its ``min_samples`` is one more than the published one; its spanning tree is exact.
+        neighbour, so its ``min_samples`` is one more than the published one; its spanning tree is exact. The components
+        come from the covariance in float64, which spans what the published full decomposition spans.
     """
-    reduced = PCA(EXPLAINED, svd_solver="full").fit_transform(representation - representation.mean(axis=0))
+    reduced = PCA(EXPLAINED, svd_solver="covariance_eigh").fit_transform(representation.astype(np.float64))
     model = HDBSCAN(MIN_CLUSTER_SIZE, min_samples=MIN_SAMPLES + 1, algorithm="brute", copy=True)
     return model.fit_predict(reduced), reduced.shape[1]
 
 
 def structural(
-    representation: np.ndarray, subset: pd.DataFrame, draws: int, permutations: int, seed: int, arm: str = PUBLISHED
+    representation: np.ndarray, subset: pd.DataFrame, draws: int, shuffles: int, seed: int, arm: str = PUBLISHED
 ) -> pd.DataFrame:
     """Compare clusters with labels for one layer.
 
     Args:
         representation: [rows, width], rows of the diagnosis subset.
         subset: columns ``action, foundation, polarity``.
-        draws: bootstrap resamples of actions.
-        permutations: draws of the label shuffle; only for the published arm.
+        draws: bootstrap resamples of actions; the clustering itself stays fixed.
+        shuffles: draws of the label shuffle; 0 for none.
         seed: of both.
         arm: label of the representation.
 
     Returns:
-        Columns ``target, arm, metric, value, ci_low, ci_high, n, reason``. Metric ``adjusted_rand`` for each target; for
-        ``target`` = ``all`` also ``coverage`` (share of points that are not noise), ``clusters`` and ``components``.
+        Columns ``target`` and ``tidy.MEASURED``. Metric ``adjusted_rand`` for each target, over points that are not noise
+        and, in the arm ``all_points``, over all; for ``target`` = ``all`` also ``coverage`` (share of points that are not
+        noise), ``clusters`` and ``components``. With shuffles come the arms ``shuffled`` and ``supervised``, and for the
+        published representation ``stability``.
     """
-    if reason := _cannot(representation):
-        return pd.DataFrame(
-            [(target, arm, "adjusted_rand", np.nan, np.nan, np.nan, len(subset), reason) for target in TARGETS],
-            columns=COLUMNS,
-        )
+    if reason := unusable(representation) or _too_few(len(representation)):
+        names = [(target, "adjusted_rand") for target in TARGETS] + [("all", "coverage")]
+        return table("target", [missing(target, arm, metric, len(subset), reason) for target, metric in names])
     found, components = cluster(representation)
-    actions = pd.factorize(subset["action"])[0]
+    actions = subset["action"].to_numpy()
+    weights = cluster_weights(actions, draws, seed)
     kept = found >= 0
-    records: list[tuple] = [
-        ("all", arm, "coverage", float(kept.mean()), np.nan, np.nan, len(found), ""),
-        ("all", arm, "clusters", float(len(set(found[kept]))), np.nan, np.nan, len(found), ""),
-        ("all", arm, "components", float(components), np.nan, np.nan, len(found), ""),
-    ]
-    for index, (target, labels) in enumerate(labelings(subset).items()):
-        none = "" if kept.any() else "not computed, because every point is noise"
-        value = _index(labels[kept], found[kept], actions[kept], draws, seed)
-        records.append((target, arm, "adjusted_rand", *value, int(kept.sum()), none))
-        if arm == PUBLISHED:
-            value = _index(labels, found, actions, draws, seed)
-            records.append((target, "all_points", "adjusted_rand", *value, len(found), ""))
-            generator = np.random.default_rng([seed, index])
-            one = np.ones((1, len(found)))
-            tables = [_contingency(generator.permutation(labels), found, one) for _ in range(permutations)]
-            null = adjusted_rand(np.concatenate(tables))
-            records.append((target, "shuffled", "adjusted_rand", float(null.mean()), *interval(null), len(found), ""))
-    return pd.DataFrame(records, columns=COLUMNS)
-
-
-def supervised(representation: np.ndarray, subset: pd.DataFrame, draws: int, seed: int, folds: int = 5) -> pd.DataFrame:
-    """Return the adjusted Rand index of held-out predictions with the labels known: an upper bound for clustering."""
-    actions = pd.factorize(subset["action"])[0]
-    records = []
+    counts = {"coverage": kept.mean(), "clusters": len(np.unique(found[kept])), "components": components}
+    records = [row("all", arm, metric, np.array([float(value)]), len(found)) for metric, value in counts.items()]
     for target, labels in labelings(subset).items():
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300))
-        splits = GroupKFold(folds, shuffle=True, random_state=seed)
-        predicted = cross_val_predict(model, representation, labels, groups=actions, cv=splits)
-        value = _index(labels, predicted, actions, draws, seed)
-        records.append((target, "supervised", "adjusted_rand", *value, len(labels), ""))
-    return pd.DataFrame(records, columns=COLUMNS)
+        if kept.any():
+            values = adjusted_rand(contingency(labels[kept], found[kept], weights[:, kept]))
+            records.append(row(target, arm, "adjusted_rand", values, int(kept.sum())))
+        else:
+            records.append(missing(target, arm, "adjusted_rand", 0, "not computed, because every point is noise"))
+        values = adjusted_rand(contingency(labels, found, weights))
+        records.append(row(target, named("all_points", arm), "adjusted_rand", values, len(found)))
+        if shuffles:
+            null = shuffled_index(labels, found, actions, shuffles, seed)
+            records.append(null_row(target, named("shuffled", arm), "adjusted_rand", null, len(found), values[0]))
+    if shuffles:
+        records += _supervised(representation, subset, weights, seed, named("supervised", arm))
+    if arm == PUBLISHED:
+        records.append(_stability(representation, found, actions, seed))
+    return table("target", records)
 
 
 def labelings(subset: pd.DataFrame) -> dict[str, np.ndarray]:
@@ -114,31 +102,54 @@ def adjusted_rand(tables: np.ndarray) -> np.ndarray:
     return np.where(same, 1.0, (pairs - expected) / np.where(same, 1, highest - expected))
 
 
-def _contingency(labels: np.ndarray, found: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    clusters = found - found.min()
+def shuffled_index(labels: np.ndarray, found: np.ndarray, actions: np.ndarray, shuffles: int, seed: int) -> np.ndarray:
+    """Return the index over all points under permuted labels, whole actions at a time, [shuffles]."""
+    one = np.ones((1, len(found)))
+    tables = [contingency(labels[order], found, one) for order in permutations(actions, shuffles, seed)]
+    return adjusted_rand(np.concatenate(tables))
+
+
+def contingency(labels: np.ndarray, found: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Count pairs of label and cluster under every line of weights [draws, rows], [draws, labels, clusters]."""
+    clusters = pd.factorize(found)[0]
     shape = (labels.max() + 1, clusters.max() + 1)
     cells = np.zeros((len(labels), shape[0] * shape[1]))
     cells[np.arange(len(labels)), labels * shape[1] + clusters] = 1
     return (weights @ cells).reshape(len(weights), *shape)
 
 
-def _index(
-    labels: np.ndarray, found: np.ndarray, actions: np.ndarray, draws: int, seed: int
-) -> tuple[float, float, float]:
-    """Index with its interval over resampled actions; the clustering itself stays fixed."""
-    if len(labels) == 0:
-        return (float("nan"),) * 3
-    values = adjusted_rand(_contingency(labels, found, cluster_weights(actions, draws, seed)))
-    return float(values[0]), *interval(values[1:])
+def _stability(representation: np.ndarray, found: np.ndarray, actions: np.ndarray, seed: int) -> tuple:
+    """Agreement, over all points in both, of the clusters with those of a part of the actions."""
+    fold = linear.grouped_folds(actions, seed)
+    values = []
+    for left_out in range(RESAMPLES):
+        kept = fold != left_out
+        again = cluster(representation[kept])[0] if not _too_few(int(kept.sum())) else np.full(kept.sum(), -1)
+        if (again >= 0).any() and (found[kept] >= 0).any():
+            tables = contingency(pd.factorize(found[kept])[0], again, np.ones((1, len(again))))
+            values.append(adjusted_rand(tables)[0])
+    if not values:
+        return missing("all", "stability", "adjusted_rand", len(found), "not computed, because there are no clusters")
+    return row("all", "stability", "adjusted_rand", np.array([np.mean(values), *values]), len(found))
 
 
-def _cannot(representation: np.ndarray) -> str:
-    if not np.isfinite(representation).all():
-        return "not computed, because the layer holds values that are not finite"
-    if np.ptp(representation, axis=0).max() == 0:
-        return "not computed, because the layer does not vary"
-    if len(representation) < MIN_CLUSTER_SIZE:
-        return (
-            f"not computed, because {len(representation)} rows are fewer than the smallest cluster ({MIN_CLUSTER_SIZE})"
-        )
+def _supervised(
+    representation: np.ndarray, subset: pd.DataFrame, weights: np.ndarray, seed: int, arm: str
+) -> list[tuple]:
+    fold = linear.grouped_folds(subset["action"].to_numpy(), seed)
+    records = []
+    for target, labels in labelings(subset).items():
+        if labels.max() == 0 or len(np.unique(fold)) < linear.FOLDS:
+            why = "not computed, because there is one label only or too few actions"
+            records.append(missing(target, arm, "adjusted_rand", len(labels), why))
+            continue
+        predicted = linear.discriminant_held_out(representation, labels, fold)
+        values = adjusted_rand(contingency(labels, predicted, weights))
+        records.append(row(target, arm, "adjusted_rand", values, len(labels)))
+    return records
+
+
+def _too_few(rows: int) -> str:
+    if rows < MIN_CLUSTER_SIZE:
+        return f"not computed, because {rows} rows are fewer than the smallest cluster ({MIN_CLUSTER_SIZE})"
     return ""

@@ -1,0 +1,37 @@
+"""Every figure of the companion: one function each, a tidy frame in and Axes out; one module a stage.
+
+One theme and one colour a category (``lib.foundations.COLOURS``) hold everywhere, so a reader learns the legend once.
+:func:`publish` keeps the picture and the table it was drawn from together.
+"""
+
+from lib.figures.comparison import careful_profiles, cosine_heatmap, depth_profiles, models_by_kind
+from lib.figures.diagnosis import clusters, gradients, opposing_cosines, probes, separability
+from lib.figures.residuals import residual_norms
+from lib.figures.responses import perfect_scores, steering_receipts, verdict_counts, win_rates
+from lib.figures.sae import alignment_arms, category_similarity, moral_latents, training
+from lib.figures.style import publish, theme
+from lib.figures.vectors import typicality_counts
+
+__all__ = [
+    "alignment_arms",
+    "careful_profiles",
+    "category_similarity",
+    "clusters",
+    "cosine_heatmap",
+    "depth_profiles",
+    "gradients",
+    "models_by_kind",
+    "moral_latents",
+    "opposing_cosines",
+    "perfect_scores",
+    "probes",
+    "publish",
+    "residual_norms",
+    "separability",
+    "steering_receipts",
+    "theme",
+    "training",
+    "typicality_counts",
+    "verdict_counts",
+    "win_rates",
+]

@@ -1,0 +1,93 @@
+"""Figures of stages 7 and 8: the answers of every arm and the verdicts of the judges."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from lib.figures import style
+
+
+def steering_receipts(frame: pd.DataFrame) -> Axes:
+    """What each arm did, one point an answer: relative norm of the change, and KL from steered to unsteered model.
+
+    ``frame`` as ``steering.receipts`` writes it; the line is the median over answers.
+    """
+    panels = {
+        "relative_norm": "relative norm |x' - x| / |x|",
+        "kl_first_step": "KL of the first token (nats)",
+    }
+    steered = frame[frame["arm"] != "baseline"]
+    groups = list(steered.groupby(["arm", "layer"], sort=False))
+    _, axes = plt.subplots(1, len(panels), figsize=(10, 3.8))
+    for ax, (column, label) in zip(axes, panels.items(), strict=True):
+        for place, ((arm, _), part) in enumerate(groups):
+            spread = place + np.linspace(-0.25, 0.25, len(part))
+            ax.plot(spread, part[column], ".", color=style.ARM_COLOURS[arm], alpha=0.6)
+            ax.hlines(part[column].median(), place - 0.35, place + 0.35, color="0.2")
+        ax.set(ylabel=label, xticks=range(len(groups)), xticklabels=[style.arm_label(*key) for key, _ in groups])
+        ax.set_ylim(bottom=0)
+    return axes[0]
+
+
+def perfect_scores(frame: pd.DataFrame) -> Axes:
+    """Share of perfect scores by arm with 95% intervals, one panel a rubric.
+
+    ``frame`` as ``verdicts.summarise`` writes it. The title carries the standing, so that plumbing is called plumbing.
+    """
+    chosen = frame[(frame["metric"] == "perfect_share") & (frame["dimension"] == "all")]
+    titles = {"safety": "PSC1, safety", "emotion": "PSC2, emotion"}
+    _, axes = plt.subplots(1, len(titles), figsize=(10, 3.8), sharey=True)
+    for ax, (rubric, title) in zip(axes, titles.items(), strict=True):
+        part = chosen[chosen["rubric"] == rubric]
+        for place, (_, row) in enumerate(part.iterrows()):
+            ax.plot([place, place], [row["ci_low"], row["ci_high"]], color=style.ARM_COLOURS[row["arm"]], linewidth=2)
+            ax.plot(place, row["value"], "o", color=style.ARM_COLOURS[row["arm"]])
+        labels = [style.arm_label(row["arm"], row["layer"]) for _, row in part.iterrows()]
+        ax.set(title=f"{title} ({frame['standing'].iloc[0]})", ylim=(-0.02, 1.02))
+        ax.set(ylabel="share of perfect scores", xticks=range(len(labels)), xticklabels=labels)
+    return axes[0]
+
+
+def win_rates(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Wins, ties and losses of each arm against the baseline, with the 95% interval of the win rate.
+
+    ``frame`` as ``verdicts.summarise`` writes it; the two orders of every pair are averaged.
+    """
+    ax = style.axes(ax, figsize=(8, 3.8))
+    chosen = frame[(frame["rubric"] == "pairwise") & (frame["dimension"] == "all")]
+    shades = {"win_rate": "wins", "tie_rate": "ties", "lose_rate": "losses"}
+    groups = list(chosen.groupby(["arm", "layer"], sort=False))
+    for place, ((arm, _), part) in enumerate(groups):
+        left = 0.0
+        values = part.set_index("metric")
+        for (metric, _), shade in zip(shades.items(), (1.0, 0.45, 0.15), strict=True):
+            width = values.loc[metric, "value"]
+            ax.barh(place, width, left=left, color=style.ARM_COLOURS[arm], alpha=shade, edgecolor="white")
+            left += width
+        ax.plot(values.loc["win_rate", ["ci_low", "ci_high"]], [place, place], color="0.1", linewidth=2)
+    for shade, name in zip((1.0, 0.45, 0.15), shades.values(), strict=True):
+        ax.barh(0, 0, color="0.3", alpha=shade, label=name)
+    ax.axvline(0.5, color="0.4", linewidth=0.8)
+    ax.set(xlabel=f"share of verdicts ({frame['standing'].iloc[0]}); line: 95% interval of the win rate", xlim=(0, 1))
+    ax.set(yticks=range(len(groups)), yticklabels=[style.arm_label(*key) for key, _ in groups])
+    ax.invert_yaxis()
+    style.legend(ax)
+    return ax
+
+
+def verdict_counts(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Number of claims by stage and verdict, stacked; ``frame`` is the ledger."""
+    ax = style.axes(ax, figsize=(8, 3.6))
+    colours = {
+        "reproduced": "#228833",
+        "reproduced but explained by a control": "#CCBB44",
+        "differs": "#AA3377",
+        "not run": "#BBBBBB",
+    }
+    counts = frame.groupby(["stage", "verdict"], sort=False).size().unstack(fill_value=0)
+    counts.reindex(columns=list(colours), fill_value=0).plot.barh(stacked=True, color=colours, ax=ax, width=0.7)
+    ax.set(xlabel="number of claims", ylabel="")
+    ax.invert_yaxis()
+    style.legend(ax, "verdict")
+    return ax
