@@ -19,6 +19,7 @@ class ParameterError(ValueError):
 
 
 Agreement = Literal["action-agree", "rot-agree"]
+Keep = Literal["m", "split"]
 DType = Literal["float32", "bfloat16", "float16"]
 Pooling = Literal["mean", "mean_without_first", "action", "last"]
 Arm = Literal["baseline", "aligned", "untuned", "shuffled", "random"]
@@ -30,7 +31,9 @@ class MoralVectors:
 
     run_dir: str
     annotations: str
+    accept_unverified: bool
     agreement: Agreement
+    keep: Keep
     bootstrap_draws: int
     seed: int
     PATHS: ClassVar = ("annotations",)

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from lib import runs
-from lib.parameters import STAGES, Agreement, Arm, DType, ParameterError, Pooling
+from lib.parameters import STAGES, Agreement, Arm, DType, Keep, ParameterError, Pooling
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,9 @@ class Profile:
     sae_model: str
     prompts: str
     layers: list[int]
+    accept_unverified: bool = False
     agreement: Agreement = "action-agree"
+    keep: Keep = "m"
     dtype: DType = "float32"
     token_budget: int = 4096
     pooling: Pooling = "mean"

@@ -10,7 +10,7 @@ from lib.figures.residuals import residual_norms
 from lib.figures.responses import perfect_scores, steering_receipts, verdict_counts, win_rates
 from lib.figures.sae import alignment_arms, category_similarity, moral_latents, training
 from lib.figures.style import publish, theme
-from lib.figures.vectors import typicality_counts
+from lib.figures.vectors import foundation_overlap, judgment_against_agreement, length_by_typicality, typicality_counts
 
 __all__ = [
     "alignment_arms",
@@ -19,7 +19,10 @@ __all__ = [
     "clusters",
     "cosine_heatmap",
     "depth_profiles",
+    "foundation_overlap",
     "gradients",
+    "judgment_against_agreement",
+    "length_by_typicality",
     "models_by_kind",
     "moral_latents",
     "opposing_cosines",
