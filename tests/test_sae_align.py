@@ -64,12 +64,12 @@ def arms(rows):
 @pytest.fixture(scope="module")
 def measured(arms, rows):
     test = rows["test"]
-    chosen = {arm: (sae, selection()) for arm, sae in arms.items()}
+    chosen = {arm: evaluate.apply(sae, selection(), test.x) for arm, sae in arms.items()}
     table = evaluate.evaluate(chosen, test.x, test.vectors, test.actions, 100, 0)
     return table[table["category"] == "all"].set_index(["arm", "metric"])
 
 
-@pytest.mark.parametrize("objective", ["six-term", "three-term", "six-term-without-floor"])
+@pytest.mark.parametrize("objective", align.OBJECTIVES)
 def test_only_the_tuned_latents_move(rows, objective):
     sae = autoencoder()
     before = copy.deepcopy(sae.state_dict())
@@ -213,7 +213,7 @@ def test_nothing_selected_is_an_outcome_not_an_error(rows):
     aligned, history = align.align(sae, chosen, *parts, RECIPE, "test")
     assert len(history) == 0
     assert all(torch.equal(value, aligned.state_dict()[name]) for name, value in sae.state_dict().items())
-    arms = {arm: (sae, chosen) for arm in ("untuned", "aligned", "shuffled")}
+    arms = {arm: evaluate.apply(sae, chosen, test.x) for arm in ("untuned", "aligned", "shuffled")}
     table = evaluate.evaluate(arms, test.x, test.vectors, test.actions, 10, 0)
     assert table.loc[table["metric"] == "spearman", "value"].isna().all()
     assert np.isfinite(table.loc[(table["metric"] == "fvu"), "value"]).all()
@@ -223,7 +223,8 @@ def test_spearman_equals_scipy(arms, rows):
     from scipy.stats import spearmanr
 
     test, chosen = rows["test"], selection()
-    table = evaluate.evaluate({"untuned": (arms["untuned"], chosen)}, test.x, test.vectors, test.actions, 5, 0)
+    applied = {"untuned": evaluate.apply(arms["untuned"], chosen, test.x)}
+    table = evaluate.evaluate(applied, test.x, test.vectors, test.actions, 5, 0)
     with torch.no_grad():
         z = arms["untuned"].encode(torch.from_numpy(test.x)).numpy()
     found = table[table["metric"] == "spearman"].set_index("category")["value"]
@@ -234,7 +235,7 @@ def test_spearman_equals_scipy(arms, rows):
 
 def test_similarities_are_correlations_with_people_first(arms, rows):
     test = rows["test"]
-    table = evaluate.similarities({"untuned": (arms["untuned"], selection())}, test.x, test.vectors)
+    table = evaluate.similarities({"untuned": evaluate.apply(arms["untuned"], selection(), test.x)}, test.vectors)
     assert list(table["arm"].unique()) == ["people", "untuned"]
     people = table[table["arm"] == "people"].pivot(index="category", columns="other", values="value")
     people = people.reindex(index=CATEGORIES, columns=CATEGORIES)
