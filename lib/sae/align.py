@@ -97,15 +97,18 @@ class TunedRows(nn.Module):
 
     threshold: Tensor
 
-    def __init__(self, sae: SparseAutoencoder, tuned: np.ndarray) -> None:
+    def __init__(self, sae: SparseAutoencoder, selection: Selection) -> None:
         super().__init__()
-        index = torch.from_numpy(tuned).to(sae.W_enc.device)
+        index = torch.from_numpy(selection.tuned).to(sae.W_enc.device)
         self.encoder = nn.Parameter(sae.W_enc.detach()[:, index].clone())
         self.bias = nn.Parameter(sae.b_enc.detach()[index].clone())
         self.decoder = nn.Parameter(sae.W_dec.detach()[index].clone())
         self.register_buffer("threshold", sae.threshold[index].clone() if sae.jump else torch.zeros_like(self.bias))
-        # No buffers: what is frozen is not part of the state that is kept at the best epoch.
+        # No buffers: what is constant is not part of the state that is kept at the best epoch.
         self.frozen = (sae.W_dec.detach(), sae.b_dec.detach())
+        self.top, self.contrast = (
+            averaging(sets, len(index)).to(index.device) for sets in (selection.top, selection.contrast)
+        )
 
     def forward(self, data: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return activations of the tuned latents [rows, tuned] and what the frozen ones reconstruct [rows, width].
@@ -159,8 +162,10 @@ def align(
         return copy.deepcopy(sae), pd.DataFrame(columns=columns)
     weights = term_weights(recipe.objective)
     data = {name: _prepare(sae, selection, *part) for name, part in (("train", train), ("validation", validation))}
-    rows = TunedRows(sae, selection.tuned)
-    optimiser = torch.optim.AdamW(rows.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    rows = TunedRows(sae, selection)
+    optimiser = torch.optim.AdamW(
+        rows.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+    )
     generator = torch.Generator().manual_seed(recipe.seed)
     steps = max(1, -(-len(train[0]) // recipe.batch_size))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -219,10 +224,10 @@ def losses(
 ) -> dict[str, Tensor]:
     """Return the terms of an objective on a batch: ``m`` [rows, 10] and what :class:`TunedRows` takes."""
     z, rest = rows(data)
-    a, m = activity(z, selection.top), data["m"]
+    a, m = z @ rows.top, data["m"]
     strong_virtue = (m[:, 0::2] > STRONG).any(dim=1)
     strong_vice = (m[:, 1::2] > STRONG).any(dim=1)
-    contrast = activity(z, selection.contrast)
+    contrast = z @ rows.contrast
     lead = contrast[:, 0::2] - contrast[:, 1::2]
     polarity = _mean(torch.relu(MARGIN - lead)[strong_virtue]) + _mean(torch.relu(MARGIN + lead)[strong_vice])
     reach = 2 * torch.sigmoid(a) - 1 if objective.endswith("-without-floor") else torch.sigmoid(a)
@@ -243,10 +248,12 @@ def losses(
     }
 
 
-def activity(z: Tensor, sets: list[np.ndarray]) -> Tensor:
-    """Return the mean activation of every set of latents: [rows, latents] -> [rows, sets]; 0 for an empty set."""
-    means = [z[:, torch.from_numpy(s)].mean(dim=1) if len(s) else z.new_zeros(len(z)) for s in sets]
-    return torch.stack(means, dim=1)
+def averaging(sets: list[np.ndarray], latents: int) -> Tensor:
+    """Return the matrix [latents, sets] that turns activations into the mean of every set; 0 for an empty set."""
+    matrix = torch.zeros(latents, len(sets))
+    for place, members in enumerate(sets):
+        matrix[members, place] = 1 / max(1, len(members))
+    return matrix
 
 
 def row_weights(vectors: np.ndarray) -> Tensor:
@@ -308,14 +315,18 @@ def _mean(values: Tensor) -> Tensor:
 
 
 def _prototype_term(a: Tensor, m: Tensor, generator: torch.Generator) -> Tensor:
-    parts = []
-    for dimension in range(m.shape[1]):
-        rows = torch.nonzero(m[:, dimension] > 0).flatten()
-        if len(rows) > 1:
-            i, j = rows[torch.randint(len(rows), (2, min(PAIRS, len(rows))), generator=generator)]
-            order = (m[i, dimension] - m[j, dimension]) * (a[i, dimension] - a[j, dimension])
-            parts.append(torch.relu(PAIR_MARGIN - order).mean())
-    return torch.stack(parts).mean() if parts else a.sum() * 0
+    """Hinge over random pairs of rows of a dimension: the mean of a dimension's pairs, and of dimensions."""
+    dimension, row = torch.nonzero(m.T > 0, as_tuple=True)
+    counts = torch.bincount(dimension, minlength=m.shape[1])
+    drawn = torch.where(counts > 1, counts.clamp_max(PAIRS), 0)
+    d = torch.repeat_interleave(drawn)
+    if len(d) == 0:
+        return a.sum() * 0
+    first = torch.cumsum(counts, dim=0) - counts
+    chance = torch.rand(2, len(d), generator=generator).to(a.device)
+    i, j = row[first[d] + (chance * counts[d]).long()]
+    order = (m[i, d] - m[j, d]) * (a[i, d] - a[j, d])
+    return (torch.relu(PAIR_MARGIN - order) / drawn[d]).sum() / (drawn > 0).sum()
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import rankdata
 
 from lib.foundations import CATEGORIES, OPPOSITES
-from lib.sae.align import Selection, activity
+from lib.sae.align import Selection, averaging
 from lib.sae.model import ROWS_AT_ONCE, SparseAutoencoder, fraction_of_variance_unexplained
 from lib.statistics import cluster_weights, interval, standard, weighted_correlation
 
@@ -26,11 +26,12 @@ class Applied(NamedTuple):
 def apply(sae: SparseAutoencoder, selection: Selection, rows: np.ndarray) -> Applied:
     """Apply an autoencoder, with the latents that stand for each category, to raw rows [rows, width]."""
     device = sae.W_enc.device
+    means = averaging(selection.top, len(selection.tuned)).to(device)
     found, missed = [], []
     for part in torch.from_numpy(np.ascontiguousarray(rows, dtype=np.float32)).split(ROWS_AT_ONCE):
         x = part.to(device)
         x_hat, z = sae(x)
-        found.append(activity(z[:, torch.from_numpy(selection.tuned)], selection.top).double().cpu())
+        found.append((z[:, torch.from_numpy(selection.tuned)] @ means).double().cpu())
         missed.append(((x - x_hat).double() ** 2).sum(dim=1).cpu())
     return Applied(torch.cat(found).numpy(), torch.cat(missed).numpy())
 
