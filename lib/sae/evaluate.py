@@ -52,7 +52,8 @@ def evaluate(
     Returns:
         Columns ``COLUMNS``. Metrics: ``spearman`` of a category's mean activation with its typicality over all rows (a
         category, and ``all`` for the mean); ``gradient``, the same over the rows of the category alone, which telling
-        categories apart does not raise; ``opposing_similarity``, the correlation over rows of the activations of opposing
+        categories apart does not raise (``all``: all entries together, ranked within their
+        category); ``opposing_similarity``, the correlation over rows of the activations of opposing
         categories (``all``: the mean of the five); ``fvu``. For ``aligned`` the differences ``spearman minus untuned``,
         ``... minus shuffled`` and so on for every other arm, for ``shuffled`` the one to ``untuned``; their intervals are
         paired.
@@ -99,19 +100,29 @@ def _measures(
     applied: Applied, rows: np.ndarray, vectors: np.ndarray, weights: np.ndarray
 ) -> dict[tuple[str, str], np.ndarray]:
     a, measures = applied.activity, {}
+    entries = []
     for index, category in enumerate(CATEGORIES):
         for metric, here in (("spearman", np.full(len(rows), True)), ("gradient", vectors[:, index] > 0)):
             x, y = (standard(rankdata(values[here, index])) for values in (a, vectors))
             measures[metric, category] = weighted_correlation(x, y, weights[:, here])
+            if metric == "gradient" and np.isfinite(measures[metric, category][0]):
+                entries.append((x, y, weights[:, here]))
     pairs = [(CATEGORIES.index(virtue), CATEGORIES.index(vice)) for virtue, vice in OPPOSITES.items()]
     for i, j in pairs:
         value = weighted_correlation(standard(a[:, i]), standard(a[:, j]), weights)
         measures["opposing_similarity", f"{CATEGORIES[i]}-{CATEGORIES[j]}"] = value
-    for metric in ("spearman", "gradient", "opposing_similarity"):
+    # Every typicality above 0 counts equally, as in the loss; some categories have few.
+    nothing = np.full(len(weights), np.nan)
+    measures["gradient", "all"] = (
+        weighted_correlation(*(np.concatenate(part, axis=-1) for part in zip(*entries, strict=True)))
+        if entries
+        else nothing
+    )
+    for metric in ("spearman", "opposing_similarity"):
         values = np.array([value for (name, _), value in measures.items() if name == metric])
         # A category without latents says nothing; the mean is over those that have some.
         some = np.isfinite(values[:, 0])
-        measures[metric, "all"] = np.nanmean(values[some], axis=0) if some.any() else np.full(len(weights), np.nan)
+        measures[metric, "all"] = np.nanmean(values[some], axis=0) if some.any() else nothing
     x, missed, counts = (torch.from_numpy(np.ascontiguousarray(part)) for part in (rows, applied.missed, weights))
     measures["fvu", "all"] = fraction_of_variance_unexplained(x, missed, counts).numpy()
     return measures

@@ -72,16 +72,18 @@ def load(directory: Path, width: int | None = None) -> SparseAutoencoder:
         if not (directory / file).exists():
             raise FormatError(f"{name} has no {file}; run notebook 05_sparse_autoencoders first")
     configuration = json.loads((directory / "cfg.json").read_text(encoding="utf-8"))
-    architecture = configuration.get("architecture", "standard")
+    # Before release 6 a TopK was an activation function with arguments.
+    older_k = configuration.get("activation_fn_kwargs", {}).get("k")
+    architecture = "topk" if older_k is not None else configuration.get("architecture", "standard")
     if architecture not in ("standard", "topk", "jumprelu"):
         raise FormatError(f"{name}: architecture is {architecture!r}; standard (ReLU), topk and jumprelu are read")
     for key, expected in (("normalize_activations", "none"), ("reshape_activations", "none")):
         if configuration.get(key, expected) != expected:
             raise FormatError(f"{name}: {key} is {configuration[key]!r}, expected {expected!r}")
     weights = {key: value.to(torch.float32) for key, value in load_file(directory / "sae_weights.safetensors").items()}
-    if configuration.get("apply_b_dec_to_input", False) and {"b_enc", "b_dec", "W_enc"} <= weights.keys():
+    if configuration.get("apply_b_dec_to_input", True) and {"b_enc", "b_dec", "W_enc"} <= weights.keys():
         weights["b_enc"] = weights["b_enc"] - weights["b_dec"] @ weights["W_enc"]
-    k = configuration.get("k") if architecture == "topk" else None
+    k = configuration.get("k", older_k) if architecture == "topk" else None
     if architecture == "topk":
         if not isinstance(k, int) or k < 1:
             raise FormatError(f"{name}: a topk autoencoder needs a whole number k in cfg.json, got {k!r}")
@@ -151,7 +153,20 @@ def load_foreign(
         raise FormatError(
             f"{source} has no layer {layer}: neither {names[0]}/cfg.json nor {names[1]}/cfg.json is there"
         )
-    return load(found[0], width), metadata(found[0]) | {"sae_source": source}
+    return _unit_decoder(load(found[0], width)), metadata(found[0]) | {"sae_source": source}
+
+
+@torch.no_grad()
+def _unit_decoder(sae: SparseAutoencoder) -> SparseAutoencoder:
+    """Move the norms of the decoder into the encoder, as alignment expects; a TopK would rank its latents otherwise."""
+    if sae.k is None:
+        norms = sae.W_dec.norm(dim=1).clamp_min(1e-8)
+        sae.W_enc *= norms
+        sae.b_enc *= norms
+        sae.W_dec /= norms[:, None]
+        if sae.jump:
+            sae.threshold *= norms
+    return sae
 
 
 def _qwen_scope(path: Path, k: int, width: int) -> SparseAutoencoder:

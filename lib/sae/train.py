@@ -122,7 +122,7 @@ def train(
         for batch in torch.randperm(len(x), generator=generator).to(place).split(recipe.batch_size):
             with torch.no_grad(), torch.autocast(place.type, torch.bfloat16, enabled=half):
                 squares += gradients(sae, x[batch], recipe, weight) * len(batch)
-            _step(sae, optimiser)
+            update(sae, optimiser)
         if not torch.isfinite(squares):
             kept = f"; the checkpoint of epoch {position['epoch']} stays" if position["epoch"] else ""
             raise TrainingError(
@@ -223,7 +223,8 @@ def _schedule(epoch: int, epochs: int) -> float:
     return LOWEST_RATE + (1 - LOWEST_RATE) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def _step(sae: SparseAutoencoder, optimiser: torch.optim.Optimizer) -> None:
+def update(sae: SparseAutoencoder, optimiser: torch.optim.Optimizer) -> None:
+    """Clip the gradients to norm 1, take a step and give every decoder row unit norm again."""
     torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
     optimiser.step()
     sae.normalise_decoder()
