@@ -47,13 +47,13 @@ def losses(frame: pd.DataFrame) -> Axes:
     Solid lines are training rows, dashed ones validation rows.
     """
     terms = list(frame["term"].unique())
-    _, axes = plt.subplots(1, len(terms), figsize=(2.6 * len(terms), 2.8), squeeze=False)
+    _, axes = plt.subplots(1, len(terms), figsize=(2.6 * len(terms), 3.4), squeeze=False)
     for ax, term in zip(axes[0], terms, strict=True):
         for (arm, split), part in frame[frame["term"] == term].groupby(["arm", "split"], sort=False):
             dashes, label = ("-", arm) if split == "train" else ("--", None)
             ax.plot(part["epoch"], part["value"], color=style.ARM_COLOURS[arm], linestyle=dashes, label=label)
         ax.set(title=term, xlabel="epoch")
-    axes[0][0].set_ylabel("value (dashed: validation rows)")
+    axes[0][0].set_ylabel("mean over rows")
     style.legend(axes[0][-1], "arm")
     return axes[0][0]
 
@@ -90,14 +90,20 @@ def alignment_arms(frame: pd.DataFrame) -> Axes:
 def category_similarity(frame: pd.DataFrame) -> Axes:
     """Ten-by-ten correlations, one panel an arm; ``frame`` has ``arm, category, other, value``."""
     arms = list(frame["arm"].unique())
-    _, axes = plt.subplots(1, len(arms), figsize=(2.9 * len(arms) + 1, 3.8))
-    for ax, arm in zip(axes, arms, strict=True):
+    columns = min(3, len(arms))
+    figure, grid = plt.subplots(-(-len(arms) // columns), columns, figsize=(11, 3.6 * -(-len(arms) // columns) + 0.6))
+    axes = list(grid.flat)
+    for ax in axes[len(arms) :]:
+        ax.set_visible(False)
+    for place, (ax, arm) in enumerate(zip(axes, arms, strict=False)):
         matrix = frame[frame["arm"] == arm].pivot(index="category", columns="other", values="value")
         matrix = matrix.reindex(index=list(COLOURS), columns=list(COLOURS))
         sns.heatmap(
-            matrix, vmin=-1, vmax=1, cmap="RdBu_r", square=True, ax=ax, cbar=arm == arms[-1],
-            xticklabels=True, yticklabels=arm == arms[0], cbar_kws={"label": "correlation over rows", "shrink": 0.7},
+            matrix, vmin=-1, vmax=1, cmap="RdBu_r", square=True, ax=ax, cbar=False,
+            xticklabels=place >= len(arms) - columns, yticklabels=place % columns == 0,
         )  # fmt: skip
-        ax.set(title=arm, xlabel="", ylabel="")
-        ax.tick_params(labelsize=7)
+        ax.set(xlabel="", ylabel="")
+        ax.set_title(arm, fontsize="medium")
+        ax.tick_params(labelsize=8)
+    figure.colorbar(axes[0].collections[0], ax=axes, label="correlation over rows", shrink=0.6)
     return axes[0]

@@ -19,7 +19,7 @@ from lib.sae import align, evaluate, export, features, model, train
 from lib.sae.model import SparseAutoencoder
 from lib.store import ActivationStore, open_store
 
-ARMS = ("aligned", "untuned", "shuffled", "random", "random-weights")
+ARMS = ("untuned", "aligned", "shuffled", "random", "random-weights")
 FOLDERS = {
     "aligned": "aligned",
     "shuffled": "controls/shuffled",
