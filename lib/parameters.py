@@ -22,6 +22,7 @@ Agreement = Literal["action-agree", "rot-agree"]
 Keep = Literal["m", "split"]
 DType = Literal["float32", "bfloat16", "float16"]
 Pooling = Literal["mean", "mean_without_first", "action", "last"]
+Split = Literal["grouped", "published"]
 Arm = Literal["baseline", "aligned", "untuned", "shuffled", "random"]
 
 
@@ -78,12 +79,15 @@ class CompareModels:
 
 @dataclass(frozen=True)
 class SparseAutoencoders:
-    """Parameters of notebook 05."""
+    """Parameters of notebook 05; ``sae_source`` is ``train``, or a local directory or a hub id of autoencoders by others."""
 
     run_dir: str
     model: str
     layers: list[int]
     pooling: Pooling
+    split: Split
+    sae_source: str
+    sae_activation: Literal["relu", "topk", "batchtopk"]
     expansion: int
     target_l0: float
     sae_epochs: int
@@ -91,6 +95,7 @@ class SparseAutoencoders:
     batch_size: int
     permutations: int
     seed: int
+    show_content: bool
 
 
 @dataclass(frozen=True)
@@ -101,9 +106,11 @@ class FeatureAlignment:
     model: str
     layers: list[int]
     pooling: Pooling
+    split: Split
     alignment_epochs: int
     alignment_learning_rate: float
-    alignment_objective: Literal["six-term", "three-term", "six-term-without-floor"]
+    alignment_batch_size: int
+    alignment_objective: Literal["six-term", "three-term", "six-term-without-floor", "three-term-without-floor"]
     bootstrap_draws: int
     seed: int
 

@@ -50,6 +50,9 @@ class Profile:
     control_layers: int = 6
     probe_rows: int = 25_000
     equivalence_margin: float = 0.1
+    split: str = "grouped"
+    sae_source: str = "train"
+    sae_activation: str = "relu"
     expansion: int = 16
     target_l0: float = 100.0
     sae_epochs: int = 200
@@ -57,6 +60,7 @@ class Profile:
     batch_size: int = 4096
     alignment_epochs: int = 50
     alignment_learning_rate: float = 1e-4
+    alignment_batch_size: int = 512
     alignment_objective: str = "six-term"
     arms: list[Arm] = field(default_factory=lambda: ["baseline", "aligned", "untuned", "shuffled", "random"])
     strength: float = 1.0

@@ -8,7 +8,7 @@ from lib.figures.comparison import careful_profiles, cosine_heatmap, depth_profi
 from lib.figures.diagnosis import clusters, gradients, opposing_cosines, probes, separability
 from lib.figures.residuals import residual_norms
 from lib.figures.responses import perfect_scores, steering_receipts, verdict_counts, win_rates
-from lib.figures.sae import alignment_arms, category_similarity, moral_latents, training
+from lib.figures.sae import alignment_arms, category_similarity, losses, moral_latents, training
 from lib.figures.style import publish, theme
 from lib.figures.vectors import foundation_overlap, judgment_against_agreement, length_by_typicality, typicality_counts
 
@@ -23,6 +23,7 @@ __all__ = [
     "gradients",
     "judgment_against_agreement",
     "length_by_typicality",
+    "losses",
     "models_by_kind",
     "moral_latents",
     "opposing_cosines",

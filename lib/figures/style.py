@@ -131,6 +131,7 @@ ARM_COLOURS = {
     "aligned": "#4477AA",
     "shuffled": "#EE6677",
     "random": "#CCBB44",
+    "random-weights": "#AA3377",
     "people": "#222222",
 }
 
