@@ -24,7 +24,9 @@ PUBLISHED_COUNTS = {"Safety": 429, "Fairness": 249, "Morality": 201, "Data prote
 """Prompts per dimension in Flames_1k_Chinese (paper, section on Flames)."""
 
 PROMPT_KEYS = ("dimension", "subcomponent", "prompt")
-RESPONSE_KEYS = ("id", "dimension", "prompt", "arm", "layer", "response", "receipt")
+RESPONSE_KEYS = ("id", "dimension", "prompt", "arm", "layer", "strength", "response", "receipt")
+CONDITION = ["arm", "layer", "strength"]
+"""What tells apart the conditions under which prompts were answered; layer and strength are missing for the baseline."""
 
 
 class FlamesError(ValueError):
@@ -83,12 +85,11 @@ def read_responses(directory: Path, arms: list[str]) -> pd.DataFrame:
     """Read the answers of ``arms`` from ``directory``, one ``<arm>.jsonl`` each.
 
     Returns:
-        One row an answer: ``id, dimension, prompt, arm, layer`` (missing for the baseline), ``response``,
-        ``receipt`` (dict), arm by arm in the order given.
+        One row an answer: ``id, dimension, prompt, arm, layer, strength`` (the last two are missing for the
+        baseline), ``response``, ``receipt`` (dict), arm by arm in the order given.
 
     Raises:
-        FlamesError: an arm has no file, a line lacks a key or is of another arm, two arms (or two layers of
-            one) did not answer the same prompts, or every answer of an arm is empty.
+        FlamesError: an arm has no file, a line lacks a key or is of another arm, two conditions did not answer the same prompts, or every answer of an arm is empty.
     """
     rows: list[dict[str, Any]] = []
     for arm in arms:
@@ -100,7 +101,7 @@ def read_responses(directory: Path, arms: list[str]) -> pd.DataFrame:
                 "Run notebook 07_steering with this arm in `arms`."
             )
         rows += [_checked_response(where, arm, row) for where, row in _json_lines(path)]
-    frame = pd.DataFrame(rows, columns=list(RESPONSE_KEYS)).astype({"layer": "Int64"})
+    frame = pd.DataFrame(rows, columns=list(RESPONSE_KEYS)).astype({"layer": "Int64", "strength": float})
     _check_arms(frame, arms)
     return frame
 
@@ -114,17 +115,17 @@ def append_responses(path: Path, rows: list[dict[str, Any]]) -> None:
         os.fsync(stream.fileno())
 
 
-def keep_finished_batches(path: Path, plan: list[list[tuple[str, int | None]]]) -> int:
+def keep_finished_batches(path: Path, plan: list[list[tuple[str, int | None, float | None]]]) -> int:
     """Cut an interrupted file of answers behind its last whole batch and return how many batches it holds.
 
-    ``plan`` lists, batch by batch, the (id, layer) of the answers that the whole file will have.
+    ``plan`` lists, batch by batch, the (id, layer, strength) of the answers that the whole file will have.
     """
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     lines = [line for line in lines if line.endswith(b"\n")]
     batches = kept = 0
     for batch in plan:
         rows = [json.loads(line) for line in lines[kept : kept + len(batch)]]
-        if [(row["id"], row["layer"]) for row in rows] != batch:
+        if [(row["id"], row["layer"], row["strength"]) for row in rows] != batch:
             break
         batches, kept = batches + 1, kept + len(batch)
     if path.exists():
@@ -133,12 +134,12 @@ def keep_finished_batches(path: Path, plan: list[list[tuple[str, int | None]]]) 
 
 
 def _check_arms(frame: pd.DataFrame, arms: list[str]) -> None:
-    groups = {key: part for key, part in frame.groupby(["arm", "layer"], sort=False, dropna=False)}
+    groups = {key: part for key, part in frame.groupby(CONDITION, sort=False, dropna=False)}
     for arm in arms:
         if arm not in set(frame["arm"]):
             raise FlamesError(f"arm {arm!r} has a file but no answers in it; run notebook 07_steering again")
     first = set(next(iter(groups.values()))["id"])
-    for (arm, layer), part in groups.items():
+    for (arm, layer, _), part in groups.items():
         where = f"arm {arm!r}" + ("" if pd.isna(layer) else f" at layer {layer}")
         if part["id"].duplicated().any():
             raise FlamesError(f"{where} answers {part['id'][part['id'].duplicated()].iloc[0]} twice")
