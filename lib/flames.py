@@ -7,6 +7,7 @@ made.
 """
 
 import difflib
+import html
 import json
 import os
 from collections.abc import Iterator
@@ -104,6 +105,30 @@ def read_responses(directory: Path, arms: list[str]) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=list(RESPONSE_KEYS)).astype({"layer": "Int64", "strength": float})
     _check_arms(frame, arms)
     return frame
+
+
+def side_by_side(responses: pd.DataFrame, key: str) -> str:
+    """Return one prompt and the answers of every condition to it as a Markdown table, for reading.
+
+    Args:
+        responses: as :func:`read_responses` returns them.
+        key: the prompt's id.
+
+    Raises:
+        FlamesError: no answer to this prompt.
+    """
+    rows = responses[responses["id"] == key]
+    if rows.empty:
+        raise FlamesError(f"no answers to {key!r}; ids look like {responses['id'].iloc[0]!r}")
+    cell = [html.escape(text).replace("|", "&#124;").replace("\n", "<br>") for text in rows["response"]]
+    names = [
+        arm if pd.isna(layer) else f"{arm}, layer {layer}, s = {strength:g}"
+        for arm, layer, strength in rows[CONDITION].itertuples(index=False)
+    ]
+    lines = [f"| {name} | {text or '*(empty)*'} |" for name, text in zip(names, cell, strict=True)]
+    prompt = html.escape(rows["prompt"].iloc[0]).replace("\n", "<br>")
+    title = f"**{key}, {rows['dimension'].iloc[0]}.** {prompt}"
+    return "\n".join([title, "", "| arm | answer |", "|---|---|", *lines])
 
 
 def append_responses(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -5,15 +5,17 @@ Nothing here knows how a model is run; :mod:`lib.steering` applies these at ever
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 from lib import runs
 from lib.sae import export
 from lib.sae.model import SparseAutoencoder
+from lib.store import ActivationStore
 
 FOLDERS = {
     "untuned": "pretrained",
@@ -138,6 +140,18 @@ def steer(stream: Tensor, arm: Arm) -> tuple[Tensor, Tensor]:
     return changed.to(stream.dtype), latents
 
 
+def conditions(arms: list[str], layers: list[int], strengths: list[float], **how: Any) -> list[Intervention]:
+    """List interventions: the baseline once, if asked for, and every other arm at every layer and strength.
+
+    ``how`` holds what they share: ``mode, features, positions``.
+    """
+    steered = [arm for arm in arms if arm != "baseline"]
+    baseline = [Intervention("baseline")] * ("baseline" in arms)
+    return baseline + [
+        Intervention(arm, layer, strength, **how) for layer in layers for strength in strengths for arm in steered
+    ]
+
+
 def mean_difference(x: np.ndarray, polarity: np.ndarray) -> Tensor:
     """Return the direction from vice to virtue, float32 [width] of length 1.
 
@@ -160,6 +174,23 @@ def mean_difference(x: np.ndarray, polarity: np.ndarray) -> Tensor:
     return torch.from_numpy(difference / length).float()
 
 
+def contrasts(
+    store: ActivationStore, annotations: pd.DataFrame, exploded: pd.DataFrame, layers: list[int], pooling: str
+) -> dict[int, Tensor]:
+    """Return the :func:`mean_difference` of every layer, from the exploded rows of the grouped training split.
+
+    Args:
+        store: pooled residual streams of the model that shall be steered.
+        annotations: with ``id`` and ``action``.
+        exploded: with ``id, polarity, split_grouped``.
+        layers: indices of decoder blocks.
+        pooling: name of the pooling, the autoencoders' own.
+    """
+    rows = exploded[exploded["split_grouped"] == "train"].merge(annotations[["id", "action"]], on="id")
+    places, polarity = store.rows_of(rows["action"]), rows["polarity"].to_numpy()
+    return {layer: mean_difference(store.read(layer, pooling)[places], polarity) for layer in layers}
+
+
 def random_direction(width: int, seed: int) -> Tensor:
     """Return a direction drawn uniformly, float32 [width] of length 1."""
     drawn = torch.randn(width, generator=torch.Generator().manual_seed(seed))
@@ -172,7 +203,7 @@ def load_arm(
     alignment: Path,
     width: int,
     device: str = "cpu",
-    contrast: Tensor | None = None,
+    contrast: dict[int, Tensor] | None = None,
     seed: int = 0,
     model: str | None = None,
 ) -> Arm:
@@ -184,7 +215,7 @@ def load_arm(
         alignment: directory of notebook 06, ``alignment/<model>``.
         width: of the model's residual stream.
         device: where the model runs.
-        contrast: the direction of :func:`mean_difference` at the intervention's layer, for the arm of that name.
+        contrast: layer -> direction, as :func:`contrasts` returns it, for the arm ``mean-difference``.
         seed: of the random direction and of the untrained autoencoder.
         model: short name of the model, if it shall be compared with the one that the autoencoder was made for.
 
@@ -203,7 +234,8 @@ def load_arm(
     # The untuned arm has no tuned latents of its own: its counterpart of the selection is the aligned arm's.
     chosen = alignment / layer / FOLDERS["aligned"] if what.arm == "untuned" else own
     selected = torch.tensor(export.metadata(chosen)["tuned_latents"], dtype=torch.long, device=device)
-    direction = {"random-direction": random_direction(width, seed), "mean-difference": contrast}.get(what.arm)
+    drawn, found = random_direction(width, seed), (contrast or {}).get(what.layer)
+    direction = {"random-direction": drawn, "mean-difference": found}.get(what.arm)
     moved = None if direction is None else direction.to(device)
     return Arm(what, autoencoder.to(device).requires_grad_(False), selected, moved)
 

@@ -296,6 +296,26 @@ def steered_layer(model: TransformersModel, arm: Arm) -> Any:
     return layers[index]
 
 
+def read_text(model: TransformersModel, arm: Arm, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Read a right-padded batch of plain text in one pass, the stream changed at every position.
+
+    Returns:
+        Logits [batch, token, vocabulary] and the relative norm of the change [batch, token], 0 for the baseline.
+    """
+    change = torch.zeros(inputs["input_ids"].shape)
+    with torch.no_grad():
+        if arm.intervention.layer is None:
+            return model._module(**inputs).logits, change
+        layer = steered_layer(model, arm)
+        with model.trace(inputs):
+            stream = layer.output
+            changed, _ = steer(stream, arm)
+            layer.output = changed
+            change = ((changed - stream).float().norm(dim=-1) / stream.float().norm(dim=-1).clamp_min(1e-12)).save()
+            logits = model.output.logits.save()
+    return logits, change.cpu()
+
+
 def _next_token_logits(model: TransformersModel, inputs: dict[str, Tensor]) -> Tensor:
     positions = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp_min(0)
     return model._module(**inputs, position_ids=positions, logits_to_keep=1).logits[:, -1]

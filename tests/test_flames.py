@@ -96,7 +96,10 @@ def test_answers_come_back_as_written(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([response(1, arm="aligned", layer=1), response(1, arm="aligned", layer=1, strength=2.0, response="")], "empty"),
+        (
+            [response(1, arm="aligned", layer=1), response(1, arm="aligned", layer=1, strength=2.0, response="")],
+            "empty",
+        ),
         ([response(1, arm="aligned", layer=1, response=" ")], "every answer of arm 'aligned' at layer 1 is empty"),
         ([response(2, arm="aligned", layer=1)], "did not answer the same prompts.*flames_0001"),
         ([response(1, arm="aligned", layer=1)] * 2, "answers flames_0001 twice"),

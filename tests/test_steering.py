@@ -1,5 +1,6 @@
 """Steering against an independent oracle: a raw forward hook on the bare transformers model."""
 
+import itertools
 import json
 
 import numpy as np
@@ -338,6 +339,14 @@ def test_an_autoencoder_of_another_model_or_layer_is_refused(model):
         steering.answer(model, Arm(Intervention("aligned", 7), TinyAutoencoder()), PROMPTS, GREEDY, 0)
 
 
+def test_conditions_hold_the_baseline_once_and_every_other_arm_at_every_layer_and_strength():
+    found = interventions.conditions(["aligned", "baseline", "random"], [1, 3], [0.5, 2.0], mode="add", features="all")
+    assert [item.arm for item in found].count("baseline") == 1
+    steered = {(item.arm, item.layer, item.strength) for item in found[1:]}
+    assert steered == set(itertools.product(["aligned", "random"], [1, 3], [0.5, 2.0]))
+    assert len(interventions.conditions(["aligned"], [1], [1.0], positions="prompt")) == 1
+
+
 def test_published_decoding_differs_between_its_arms():
     assert steering.decoding_for("baseline", "published") == Decoding(1024, 0.7, 1.0, 1.0)
     assert steering.decoding_for("aligned", "published") == Decoding(512, 0.7, 0.9, 1.1)
@@ -364,7 +373,7 @@ def test_arms_are_read_from_the_folders_of_notebooks_05_and_06(tmp_path):
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
     contrast = interventions.random_direction(WIDTH, 3)
-    assert load_arm(Intervention("mean-difference", 1), *where, contrast=contrast).direction is contrast
+    assert load_arm(Intervention("mean-difference", 1), *where, contrast={1: contrast}).direction is contrast
     with pytest.raises(SteeringError, match="need a direction"):
         load_arm(Intervention("mean-difference", 1), *where)
     with pytest.raises(export.FormatError, match="another model"):
