@@ -90,7 +90,8 @@ def read_responses(directory: Path, arms: list[str]) -> pd.DataFrame:
         baseline), ``response``, ``receipt`` (dict), arm by arm in the order given.
 
     Raises:
-        FlamesError: an arm has no file, a line lacks a key or is of another arm, two conditions did not answer the same prompts, or every answer of an arm is empty.
+        FlamesError: an arm has no file, a line lacks a key or is of another arm, two conditions did not answer
+            the same prompts, or every answer of one is empty.
     """
     rows: list[dict[str, Any]] = []
     for arm in arms:

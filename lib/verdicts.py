@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from statsmodels.stats.proportion import proportion_confint
 
+from lib.flames import CONDITION
 from lib.statistics import clustered_bootstrap
 
 Statistic = Callable[[np.ndarray], np.ndarray]
@@ -26,9 +27,9 @@ PERFECT = 3
 
 
 def outcomes(absolute: pd.DataFrame, pairwise: pd.DataFrame) -> pd.DataFrame:
-    """Count outcomes: one row an arm, layer and rubric, one column an outcome, all of ``OUTCOMES``."""
+    """Count outcomes: one row a condition and rubric, one column an outcome, all of ``OUTCOMES``."""
     both = pd.concat([absolute, pairwise])
-    counts = both.groupby(["rubric", "arm", "layer"], dropna=False, sort=False)["outcome"].value_counts()
+    counts = both.groupby(["rubric", *CONDITION], dropna=False, sort=False)["outcome"].value_counts()
     return counts.unstack(fill_value=0).reindex(columns=list(OUTCOMES), fill_value=0).reset_index()
 
 
@@ -39,7 +40,7 @@ def summarise(
 
     Returns:
         The columns ``known`` (such as model, judge and standing) with the same value in every row, ``rubric,
-        arm, layer, dimension`` ("all" or one of Flames'), ``metric, value, ci_low, ci_high, n`` (valid
+        arm, layer, strength, dimension`` ("all" or one of Flames'), ``metric, value, ci_low, ci_high, n`` (valid
         verdicts). Metrics of the absolute rubrics: ``perfect`` (count, the paper's PSC1 and PSC2),
         ``perfect_share`` of the valid (95% Wilson interval). Of the comparison: ``win_rate``, ``tie_rate``,
         ``lose_rate``, each the mean of its two orders' rates among valid verdicts, so a judge's preference
@@ -49,7 +50,7 @@ def summarise(
     rows: list[dict[str, Any]] = []
     for metrics, verdicts in ((_absolute_metrics, absolute), (_pairwise_metrics, pairwise)):
         split = pd.concat([verdicts.assign(dimension="all"), verdicts], ignore_index=True)
-        keys = ["rubric", "arm", "layer", "dimension"]
+        keys = ["rubric", *CONDITION, "dimension"]
         for group, part in split.groupby(keys, dropna=False, sort=False):
             valid = part[part["outcome"] == "valid"]
             found = metrics(valid, draws, seed)
