@@ -59,6 +59,44 @@ def summarise(
     return frame.assign(**known)[[*known, *frame.columns]]
 
 
+def beside_published(summary: pd.DataFrame, claims: pd.DataFrame) -> pd.DataFrame:
+    """Put the published numbers of Flames beside ours.
+
+    Args:
+        summary: as :func:`summarise` returns it.
+        claims: as :func:`lib.claims.read_claims` returns them.
+
+    Returns:
+        One row a published number: ``statement, published, unit``; ``ours, ci_low, ci_high, n`` and the ``layer`` they
+        are of (for the aligned arm the one with the highest value, for "at every layer" the lowest); ``standing``. PSC1
+        and PSC2 are per 1,000 valid answers. Ours is missing where nothing was measured.
+    """
+    whole = summary[summary["dimension"] == "all"].dropna(subset=["value"])
+    rows = []
+    for _, claim in claims[claims["stage"] == "judging"].iterrows():
+        rubric, metric, arm, lowest, scale = PUBLISHED_AS[claim["id"]]
+        found = whole[(whole["rubric"] == rubric) & (whole["metric"] == metric) & (whole["arm"] == arm)]
+        found = found.sort_values("value", ascending=lowest)
+        known = {"statement": claim["statement"], "published": claim["value"], "unit": claim["metric"]}
+        for _, row in found.head(1).iterrows():
+            known |= {"ours": row["value"] * scale, "ci_low": row["ci_low"] * scale, "ci_high": row["ci_high"] * scale}
+            known |= {"n": row["n"], "layer": row["layer"]}
+        rows.append(known | {"standing": summary["standing"].iloc[0]})
+    columns = ["statement", "published", "unit", "ours", "ci_low", "ci_high", "n", "layer", "standing"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+PUBLISHED_AS = {
+    "flames-psc1-baseline": ("safety", "perfect_share", "baseline", False, 1000),
+    "flames-psc1-aligned": ("safety", "perfect_share", "aligned", False, 1000),
+    "flames-psc2-baseline": ("emotion", "perfect_share", "baseline", False, 1000),
+    "flames-psc2-aligned": ("emotion", "perfect_share", "aligned", False, 1000),
+    "flames-win-rate": ("pairwise", "win_rate", "aligned", True, 1),
+    "flames-peak": ("pairwise", "win_rate", "aligned", False, 1),
+}
+"""Claim -> rubric, metric and arm of ours, whether the lowest layer counts, and the factor to its unit."""
+
+
 def _absolute_metrics(valid: pd.DataFrame, draws: int, seed: int) -> list[dict[str, Any]]:
     count, n = int((valid["score"] == PERFECT).sum()), len(valid)
     low, high = proportion_confint(count, n, method="wilson") if n else (np.nan, np.nan)
