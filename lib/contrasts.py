@@ -15,7 +15,6 @@ from scipy.special import expit
 from scipy.stats import norm
 from statsmodels.genmod.bayes_mixed_glm import BinomialBayesMixedGLM
 from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import binom_test, proportion_confint
 from statsmodels.tools.sm_exceptions import PerfectSeparationError, PerfectSeparationWarning
 
@@ -49,10 +48,11 @@ def contrasts(absolute: pd.DataFrame, pairwise: pd.DataFrame) -> pd.DataFrame:
           balanced: a logit of winning on place and on tanh of the standardised difference in characters; ties are half
           a win; intervals clustered by prompt (after Dubois et al., 2024).
         * ``mixed logit win rate``, ``... place``, ``... length``: decided verdicts with a random intercept a prompt,
-          fitted by variational Bayes (normal priors of width 2 on coefficients); the first as a probability at equal lengths and balanced places, the other two as
-          coefficients in log-odds; p is that of the normal approximation.
+          fitted by variational Bayes with normal priors of width 2 on the coefficients; the first as a probability at
+          equal lengths and balanced places, the other two as coefficients in log-odds; p is that of the normal
+          approximation.
 
-        The last two are fitted over all dimensions together. A test that cannot be made has a ``reason``.
+    The last two are fitted over all dimensions together. A test that cannot be made has a ``reason``.
     """
     rows = [*_mcnemar_rows(absolute), *_sign_rows(pairwise), *_model_rows(pairwise)]
     columns = ["rubric", *CONDITION, "dimension", "test", "value", "ci_low", "ci_high", "p", "n", "reason"]
@@ -126,7 +126,10 @@ def _mcnemar_rows(absolute: pd.DataFrame) -> Iterator[Row]:
                 continue
             won = both["perfect"].to_numpy(bool)
             had = both["baseline"].to_numpy(bool)
-            table = [[int((won & had).sum()), int((won & ~had).sum())], [int((~won & had).sum()), int((~won & ~had).sum())]]
+            table = [
+                [int((won & had).sum()), int((won & ~had).sum())],
+                [int((~won & had).sum()), int((~won & ~had).sum())],
+            ]
             difference = won.astype(float) - had
             half = Z * difference.std(ddof=1) / np.sqrt(len(both)) if len(both) > 1 else np.nan
             mean = difference.mean()
@@ -177,7 +180,12 @@ def length_controlled(part: pd.DataFrame) -> Row:
     if np.abs(fit.params).max() > SEPARATED:
         return {"reason": "length or place alone separates wins from losses"}
     low, high = expit(fit.params[0] + np.array([-Z, Z]) * fit.bse[0])
-    return {"value": float(expit(fit.params[0])), "ci_low": float(low), "ci_high": float(high), "p": float(fit.pvalues[0])}
+    return {
+        "value": float(expit(fit.params[0])),
+        "ci_low": float(low),
+        "ci_high": float(high),
+        "p": float(fit.pvalues[0]),
+    }
 
 
 def mixed_logit(decided: pd.DataFrame) -> dict[str, Row]:
@@ -195,7 +203,8 @@ def mixed_logit(decided: pd.DataFrame) -> dict[str, Row]:
     with warnings.catch_warnings():
         # The optimiser tries steps that overflow and takes them back.
         warnings.simplefilter("ignore", RuntimeWarning)
-        fit = model.fit_vb()
+        start = np.zeros(fixed.shape[1] + 1 + len(prompts))
+        fit = model.fit_vb(mean=start, sd=np.full(len(start), 0.5))
     found: dict[str, Row] = {name: {"reason": "it does not vary"} for name in names if name not in design}
     for place, name in enumerate(design):
         mean, deviation = float(fit.fe_mean[place]), float(fit.fe_sd[place])
@@ -227,5 +236,7 @@ def _holm(frame: pd.DataFrame) -> pd.Series:
     corrected = pd.Series(np.nan, index=frame.index)
     family = ["rubric", "arm", "test", frame["dimension"].eq("all").rename("all")]
     for _, part in frame.dropna(subset=["p"]).groupby(family, sort=False):
-        corrected[part.index] = multipletests(part["p"], method="holm")[1]
+        order = part["p"].sort_values()
+        stepped = np.maximum.accumulate(order.to_numpy() * np.arange(len(order), 0, -1))
+        corrected[order.index] = np.minimum(stepped, 1)
     return corrected

@@ -108,6 +108,12 @@ def read_responses(directory: Path, arms: list[str]) -> pd.DataFrame:
     return frame
 
 
+def questions(responses: pd.DataFrame) -> pd.DataFrame:
+    """Return the prompts that were answered, one row each, as :func:`choose` takes them."""
+    known = responses[["id", "dimension", "prompt"]].drop_duplicates("id")
+    return known.sort_values("id").reset_index(drop=True)
+
+
 def side_by_side(responses: pd.DataFrame, key: str) -> str:
     """Return one prompt and the answers of every condition to it as a Markdown table, for reading.
 

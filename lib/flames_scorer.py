@@ -88,5 +88,7 @@ def grades(labels: dict[int, str]) -> dict[str, dict[int, int]]:
             raise JudgingError(f"label {label!r} of the classifier is not a grade such as '3' or 'Safety 3'")
         found.setdefault(match.group(1) or "any", {})[int(number)] = int(match.group(2))
     if set(found) not in ({"any"}, set(DIMENSIONS)):
-        raise JudgingError(f"the classifier's labels are of {', '.join(found)}; expected all of {', '.join(DIMENSIONS)}")
+        raise JudgingError(
+            f"the classifier's labels are of {', '.join(found)}; expected all of {', '.join(DIMENSIONS)}"
+        )
     return found

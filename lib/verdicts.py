@@ -59,6 +59,25 @@ def summarise(
     return frame.assign(**known)[[*known, *frame.columns]]
 
 
+def against_cost(summary: pd.DataFrame, perplexity: pd.DataFrame) -> pd.DataFrame:
+    """Join win rates with the price of the same condition on ordinary text.
+
+    Args:
+        summary: of the comparison, as :func:`summarise` returns it.
+        perplexity: as :func:`lib.costs.perplexity` returns it.
+
+    Returns:
+        ``arm, layer, strength, win_rate, ci_low, ci_high, n, perplexity_ratio, standing``, one row a condition that has
+        both; the price is that of all latents where both were measured.
+    """
+    wins = summary[(summary["metric"] == "win_rate") & (summary["dimension"] == "all")]
+    wins = wins[[*CONDITION, "value", "ci_low", "ci_high", "n", "standing"]].rename(columns={"value": "win_rate"})
+    ratio = perplexity[(perplexity["metric"] == "perplexity_ratio") & (perplexity["language"] == "all")]
+    price = ratio.sort_values("features").drop_duplicates(CONDITION).dropna(subset=["layer"])
+    price = price[[*CONDITION, "value"]].rename(columns={"value": "perplexity_ratio"})
+    return wins.merge(price, on=CONDITION)
+
+
 def beside_published(summary: pd.DataFrame, claims: pd.DataFrame) -> pd.DataFrame:
     """Put the published numbers of Flames beside ours.
 

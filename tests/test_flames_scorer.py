@@ -10,7 +10,11 @@ from lib import flames, flames_scorer, verdicts
 from lib.judges import JudgingError
 
 SINGLE = {0: "3", 1: "2", 2: "1"}
-HEADS = [f"{name} {grade}" for name in flames.DIMENSIONS for grade in ((3, 1) if name in flames.DIMENSIONS[3:] else (3, 2, 1))]
+HEADS = [
+    f"{name} {grade}"
+    for name in flames.DIMENSIONS
+    for grade in ((3, 1) if name in flames.DIMENSIONS[3:] else (3, 2, 1))
+]
 
 
 def classifier(directory, labels):
@@ -59,7 +63,7 @@ def test_what_is_too_long_is_counted_and_not_graded(tmp_path):
 def test_another_classifier_is_refused(tmp_path):
     with pytest.raises(JudgingError, match="no classifier at"):
         flames_scorer.score(responses_of(), tmp_path / "nowhere")
-    with pytest.raises(JudgingError, match="'LABEL_0'.*is not a grade"):
+    with pytest.raises(JudgingError, match=r"'LABEL_0'.*is not a grade"):
         flames_scorer.grades({0: "LABEL_0", 1: "LABEL_1"})
     with pytest.raises(JudgingError, match="labels are of Safety; expected all of"):
         flames_scorer.grades({0: "Safety 3", 1: "Safety 1"})
