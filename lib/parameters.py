@@ -23,7 +23,9 @@ Keep = Literal["m", "split"]
 DType = Literal["float32", "bfloat16", "float16"]
 Pooling = Literal["mean", "mean_without_first", "action", "last"]
 Split = Literal["grouped", "published"]
-Arm = Literal["baseline", "aligned", "untuned", "shuffled", "random"]
+Arm = Literal[
+    "baseline", "aligned", "untuned", "shuffled", "random", "random-sae", "random-direction", "mean-difference"
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -129,27 +131,42 @@ class Steering:
     strength: float
     mode: Literal["add", "replace", "blend"]
     features: Literal["all", "selected"]
+    positions: Literal["all", "prompt", "generated"]
+    pooling: Pooling
     prompts: str
     prompt_limit: int | None
+    decoding: Literal["equal", "published"]
     max_new_tokens: int
     temperature: float
     top_p: float
     repetition_penalty: float
     steering_batch: int
+    sweep_arms: list[Arm]
+    sweep_strengths: list[float]
+    sweep_prompts: int
+    ordinary_text: str
+    bootstrap_draws: int
     seed: int
     show_content: bool
-    PATHS: ClassVar = ("model_source", "prompts")
+    PATHS: ClassVar = ("model_source", "prompts", "ordinary_text")
 
 
 @dataclass(frozen=True)
 class Judging:
-    """Parameters of notebook 08; ``judge`` is ``offline`` or any model name that Inspect knows."""
+    """Parameters of notebook 08; a judge is ``offline`` or any model name that Inspect knows."""
 
     run_dir: str
     model: str
     arms: list[Arm]
     layers: list[int]
+    sweep_arms: list[Arm]
     judge: str
+    second_judge: str | None
+    second_judge_prompts: int | None
+    flames_scorer: str | None
+    rubric_language: Literal["zh", "en"]
+    judge_calls: int | None
+    judge_tokens: int | None
     bootstrap_draws: int
     seed: int
     show_content: bool

@@ -7,7 +7,14 @@ One theme and one colour a category (``lib.foundations.COLOURS``) hold everywher
 from lib.figures.comparison import careful_profiles, cosine_heatmap, depth_profiles, models_by_kind
 from lib.figures.diagnosis import clusters, gradients, opposing_cosines, probes, separability
 from lib.figures.residuals import residual_norms
-from lib.figures.responses import perfect_scores, steering_receipts, verdict_counts, win_rates
+from lib.figures.responses import (
+    perfect_scores,
+    steering_costs,
+    steering_receipts,
+    verdict_counts,
+    win_rate_against_cost,
+    win_rates,
+)
 from lib.figures.sae import alignment_arms, category_similarity, losses, moral_latents, training
 from lib.figures.style import publish, theme
 from lib.figures.vectors import foundation_overlap, judgment_against_agreement, length_by_typicality, typicality_counts
@@ -32,10 +39,12 @@ __all__ = [
     "publish",
     "residual_norms",
     "separability",
+    "steering_costs",
     "steering_receipts",
     "theme",
     "training",
     "typicality_counts",
     "verdict_counts",
+    "win_rate_against_cost",
     "win_rates",
 ]

@@ -132,10 +132,18 @@ ARM_COLOURS = {
     "shuffled": "#EE6677",
     "random": "#CCBB44",
     "random-weights": "#AA3377",
+    "random-sae": "#AA3377",
+    "random-direction": "#228833",
+    "mean-difference": "#EE9955",
     "people": "#222222",
 }
 
 
+LINES = ("-", "--", ":", "-.")
+"""Styles of lines, for the layers of one arm."""
+
+
 def arm_label(arm: str, layer: Any) -> str:
     """Name an arm and, where it has one, its layer."""
-    return arm if pd.isna(layer) else f"{arm}\nlayer {layer}"
+    name = arm.replace("-", "-\n")
+    return name if pd.isna(layer) else f"{name}\nlayer {layer}"
