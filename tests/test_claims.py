@@ -94,7 +94,9 @@ def test_every_published_number_is_finite():
 def test_every_number_of_the_published_record_has_its_claim():
     published = claims.read_claims("data/published_claims.csv").set_index("id")["value"]
     cells = published[published.index.str.startswith("exploded-train-")]
-    assert cells.sum() == published["exploded-train"], "fifteen cells of foundation and polarity make up the training rows"
+    assert cells.sum() == published["exploded-train"], (
+        "fifteen cells of foundation and polarity make up the training rows"
+    )
     parts = ("train", "validation", "test")
     assert published[[f"annotations-{part}" for part in parts]].sum() == published["annotations"]
     assert published[[f"exploded-{part}" for part in parts]].sum() == published["exploded"]
@@ -125,7 +127,9 @@ def test_every_setting_names_a_parameter_or_a_module_that_exists():
     published = pd.read_csv(runs.resolve("data/published_settings.csv"))
     keys = {field.name for field in fields(Profile)}
     for row in published.itertuples():
-        assert row.parameter in keys if isinstance(row.parameter, str) else runs.resolve(row.code).is_file(), row.setting
+        assert row.parameter in keys if isinstance(row.parameter, str) else runs.resolve(row.code).is_file(), (
+            row.setting
+        )
 
 
 def test_the_rules_are_written_where_a_reader_looks():

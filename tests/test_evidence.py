@@ -14,7 +14,9 @@ def test_other_annotations_cannot_speak_to_the_counts_of_the_official_file():
     assert len(counted) == len(evidence.CLAIMS_OF_THE_FILE) == 30
     assert (counted["verdict"] == claims.NOT_RUN).all()
     assert counted["reason"].str.contains("official").all()
-    assert table.set_index("id").loc["typicality-levels", "ours"] == 2, "the range of values is the schema's, not the file's"
+    assert table.set_index("id").loc["typicality-levels", "ours"] == 2, (
+        "the range of values is the schema's, not the file's"
+    )
 
 
 def test_counts_of_a_small_known_table():
@@ -70,7 +72,10 @@ def test_aligned_is_put_beside_what_shuffled_labels_do():
 
 def test_noise_is_that_of_the_layer_where_polarity_is_followed_best():
     columns = ["layer", "arm", "target", "metric", "value", "n"]
-    rows = [(0, "published", "polarity", "adjusted_rand", 0.1, 9), (1, "published", "polarity", "adjusted_rand", 0.4, 9)]
+    rows = [
+        (0, "published", "polarity", "adjusted_rand", 0.1, 9),
+        (1, "published", "polarity", "adjusted_rand", 0.4, 9),
+    ]
     rows += [(0, "published", "all", "coverage", 0.9, 9), (1, "published", "all", "coverage", 0.2, 9)]
     assert evidence._noise(pd.DataFrame(rows, columns=columns))["ours"] == pytest.approx(0.8)
 

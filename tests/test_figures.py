@@ -71,8 +71,8 @@ def test_a_figure_is_what_its_table_and_its_code_draw(table, tmp_path):
 def test_another_number_is_another_figure(table, tmp_path):
     shutil.copy(table.with_suffix(".json"), tmp_path)
     frame = pd.read_csv(table)
-    column = frame.columns[frame.dtypes == float][-1]
-    frame[column] = frame[column] * 0.9
+    column = frame.select_dtypes("float").columns[-1]
+    frame[column] *= 0.9
     changed = tmp_path / table.name
     frame.to_csv(changed, index=False)
     assert not same(drawn_again(changed, tmp_path), table.with_suffix(".svg"))
