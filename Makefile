@@ -9,7 +9,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce plan graph lab test test-fast lint notebooks demo-assets lock clean
+.PHONY: help setup reproduce plan graph lab test test-fast lint notebooks book readme demo-assets lock clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -51,6 +51,12 @@ lint: $(READY) ## ruff, for style and format
 
 notebooks: reproduce ## execute the committed notebooks again, with the demo profile
 	$(BIN)/python -m lib.notebooks commit
+
+book: $(READY) ## build the book (build/book/html); needs nothing but the committed notebooks, or those of PROFILE's run
+	$(BIN)/python -m lib.book "$(PROFILE)"
+
+readme: $(READY) ## write the README's tables of claims and benchmarks
+	$(BIN)/python -m lib.readme
 
 demo-assets: $(READY) ## rebuild data/demo: annotations, prompts, tiny models (minutes)
 	$(BIN)/python data/demo/build_annotations.py

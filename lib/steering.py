@@ -100,8 +100,7 @@ class EncodedPrompts:
 def encode_prompts(model: TransformersModel, prompts: list[str], max_new_tokens: int) -> EncodedPrompts:
     """Put prompts into the model's chat template, tokenize them and pad on the left.
 
-    A context that cannot hold ``max_new_tokens`` beside the prompt is shared: an answer gets at most half of
-        it, and a
+    A context that cannot hold ``max_new_tokens`` beside the prompt is shared: an answer gets at most half of it, and a
     prompt longer than the rest loses its beginning. Both are recorded.
     """
     tokenizer = model.tokenizer

@@ -4,6 +4,7 @@ One theme and one colour a category (``lib.foundations.COLOURS``) hold everywher
 :func:`publish` keeps the picture and the table it was drawn from together.
 """
 
+from lib.figures import style
 from lib.figures.comparison import careful_profiles, cosine_heatmap, depth_profiles, models_by_kind
 from lib.figures.diagnosis import clusters, gradients, opposing_cosines, probes, separability
 from lib.figures.residuals import residual_norms
@@ -48,3 +49,8 @@ __all__ = [
     "win_rate_against_cost",
     "win_rates",
 ]
+
+DRAWINGS = {name: style.recorded(globals()[name]) for name in __all__ if name not in ("publish", "theme")}
+"""Every drawing function by name, each leaving a note in its figure of what drew it."""
+
+globals().update(DRAWINGS)
