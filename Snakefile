@@ -21,7 +21,8 @@ from lib.profiles import PER_MODEL, load_profile, refuse_other_results
 from lib.provenance import sha256_of_json
 
 try:
-    PROFILE = load_profile(config.get("profile", "profiles/demo.yaml"))
+    PROFILE_FILE = config.get("profile", "profiles/demo.yaml")
+    PROFILE = load_profile(PROFILE_FILE)
     refuse_other_results(PROFILE)
 except (ParameterError, runs.MismatchError) as error:
     raise WorkflowError(str(error))
@@ -41,6 +42,7 @@ FILES = {
 
 wildcard_constraints:
     model="[^/]+",
+    part=r"\d+",
 
 
 onstart:
@@ -58,8 +60,8 @@ def named(notebook, folder, suffix):
     return f"{RUN}/{folder}/{plan.job_name(notebook, '{model}')}.{suffix}"
 
 
-def inputs(notebook):
-    """Manifests of the stages that a job reads, files from outside, and a local model's configuration."""
+def inputs(notebook, whole=True):
+    """Manifests of the stages that a job reads, files from outside, a local model's configuration, and a whole's parts."""
 
     def of_job(wildcards):
         model = wildcards.get("model")
@@ -69,7 +71,7 @@ def inputs(notebook):
             found += [manifest(stage, name) for name in each]
         if notebook == "02_residual_streams" and (path := PROFILE.sources[model].path):
             found.append(f"{path}/config.json")
-        return found + parts.markers(PROFILE, notebook, model)
+        return found + (parts.markers(PROFILE, notebook, model) if whole else [])
 
     return of_job
 
@@ -92,6 +94,12 @@ def code(notebook):
 def reserved(notebook, resource):
     """Cards (gpu), memory (mem_mb) or minutes (runtime) of a job, for the given attempt."""
     return lambda wildcards, attempt: plan.job(PROFILE, notebook, wildcards.get("model")).resources(attempt)[resource]
+
+
+EXECUTE = (
+    "{PYTHON} -m lib.notebooks execute notebooks/{params.notebook}.ipynb {output.notebook:q} {params.parameters:q} "
+    "--log {log:q} --cards {resources.gpu} --attempt {resources.attempt}"
+)
 
 
 # Every stage is a target of its own: a stage whose output was removed is made again even where later ones are there.
@@ -129,5 +137,34 @@ for NOTEBOOK in STAGES:
             runtime=reserved(NOTEBOOK, "runtime"),
             attempt=lambda wildcards, attempt: attempt,
         shell:
-            "{PYTHON} -m lib.notebooks execute notebooks/{params.notebook}.ipynb {output.notebook:q} "
-            "{params.parameters:q} --log {log:q} --cards {resources.gpu} --attempt {resources.attempt}"
+            EXECUTE
+
+
+# With `parts: 4` in the profile a stage that can be shared is shared: its parts run side by side, then the whole.
+for NOTEBOOK in parts.split(PROFILE):
+
+    rule:
+        name:
+            f"{NOTEBOOK[3:]}_part"
+        input:
+            inputs(NOTEBOOK, whole=False),
+        output:
+            temp(parts.marker(PROFILE, NOTEBOOK, "{part}")),
+        log:
+            named(NOTEBOOK, "logs/parts", "{part}.log"),
+        params:
+            notebook=NOTEBOOK,
+            executed=named(NOTEBOOK, "notebooks/parts", "{part}.ipynb"),
+            parameters=parameters(NOTEBOOK),
+            layer=lambda wildcards: PROFILE.layers[min(int(wildcards.part), len(PROFILE.layers)) - 1],
+        threads: PROFILE.threads
+        resources:
+            gpu=reserved(NOTEBOOK, "gpu"),
+            mem_mb=reserved(NOTEBOOK, "mem_mb"),
+            runtime=reserved(NOTEBOOK, "runtime"),
+            attempt=lambda wildcards, attempt: attempt,
+        shell:
+            (
+                "{PYTHON} -m lib.accelerators run {resources.gpu} {PYTHON} -m lib.sae.jobs {params.notebook} "
+                "{PROFILE_FILE:q} {params.layer} > {log:q} 2>&1 && touch {output:q}"
+            ) if NOTEBOOK in parts.LAYERED else EXECUTE.replace("{output.notebook:q}", "{params.executed:q}") + " --part {output:q}"

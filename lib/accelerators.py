@@ -39,9 +39,7 @@ def cards() -> list[Card]:
     computing = {line.strip() for line in _nvidia_smi("--query-compute-apps=gpu_uuid")}
     visible = os.environ.get(VISIBLE)
     allowed = None if visible is None else {name.strip() for name in visible.split(",")}
-    return [
-        Card(index, uuid, uuid in computing) for index, uuid in found if allowed is None or {index, uuid} & allowed
-    ]
+    return [Card(index, uuid, uuid in computing) for index, uuid in found if allowed is None or {index, uuid} & allowed]
 
 
 @contextlib.contextmanager
@@ -100,10 +98,22 @@ def _nvidia_smi(query: str) -> list[str]:
     except FileNotFoundError:
         return []
     if result.returncode:
-        print(f"nvidia-smi failed, so no card is used: {result.stdout.strip() or result.stderr.strip()}", file=sys.stderr)
+        print(
+            f"nvidia-smi failed, so no card is used: {result.stdout.strip() or result.stderr.strip()}", file=sys.stderr
+        )
         return []
     return [line for line in result.stdout.splitlines() if line.strip()]
 
 
+def main(arguments: list[str]) -> int:
+    """``count`` prints how many cards there are; ``run N COMMAND...`` runs a command that sees N free ones."""
+    if arguments[0] == "count":
+        print(len(cards()))
+        return 0
+    with reserved(int(arguments[1])) as visible:
+        environment = dict(os.environ) if visible is None else os.environ | {VISIBLE: visible}
+        return subprocess.run(arguments[2:], env=environment).returncode
+
+
 if __name__ == "__main__":
-    print(len(cards()))
+    sys.exit(main(sys.argv[1:]))

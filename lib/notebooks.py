@@ -23,7 +23,7 @@ from typing import Any
 import nbformat
 import psutil
 
-from lib import accelerators, failures, runs
+from lib import accelerators, failures, parts, runs, shares
 from lib.parameters import STAGES
 
 NOISE = (
@@ -72,9 +72,17 @@ def execute(
 
 
 def run_job(
-    notebook: Path, output: Path, parameters: dict[str, Any], log: Path, cards: int = 0, attempt: int = 1
+    notebook: Path,
+    output: Path,
+    parameters: dict[str, Any],
+    log: Path,
+    cards: int = 0,
+    attempt: int = 1,
+    part: Path | None = None,
 ) -> int:
     """Run ``notebook`` as one job of a run: with the cards it reserved and no others, a log, and a word on failure.
+
+    With ``part``, a marker named like ``2-of-4``, only that part of the work is done and the marker is written.
 
     A later attempt is for jobs that ran out of memory or were killed from outside; any other failure would only fail
     again, so it is reported once more and not repeated.
@@ -86,12 +94,19 @@ def run_job(
     log.parent.mkdir(parents=True, exist_ok=True)
     _write_log(log, f"attempt {attempt} began {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}\n", attempt == 1)
     failures.forget(output)
-    with accelerators.reserved(cards) as visible:
-        environment = {} if visible is None else {accelerators.VISIBLE: visible}
+    environment = {shares.VARIABLE: part.name} if part else {}
+    with accelerators.reserved(cards) as visible, tempfile.TemporaryDirectory() as folder:
+        if visible is not None:
+            environment[accelerators.VISIBLE] = visible
+        if part:
+            parts.cut(notebook, Path(folder) / notebook.name)
+            notebook = Path(folder) / notebook.name
         status, said = execute(notebook, output, parameters, environment)
     _write_log(log, f"cards: {visible or 'none'}\n{said}exit status {status}\n", new=False)
     if status:
         failures.record(output, status, dead_kernel="DeadKernelError" in said)
+    elif part:
+        runs.write_text_atomically(part, "")
     return status
 
 
@@ -154,13 +169,14 @@ def main() -> int:
     one.add_argument("--log", type=Path, required=True)
     one.add_argument("--cards", type=int, default=0, help="how many to reserve")
     one.add_argument("--attempt", type=int, default=1)
+    one.add_argument("--part", type=Path, help="the marker of the part to do, named like 2-of-4")
     commands.add_parser("commit", help="run all notebooks with their defaults and store them")
     arguments = parser.parse_args()
     if arguments.command == "commit":
         return commit()
-    return run_job(
-        arguments.notebook, arguments.output, arguments.parameters, arguments.log, arguments.cards, arguments.attempt
-    )
+    settings = vars(arguments)
+    del settings["command"]
+    return run_job(**settings)
 
 
 if __name__ == "__main__":

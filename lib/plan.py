@@ -327,11 +327,11 @@ def table(profile: Profile) -> pd.DataFrame:
     rows["gpu_hours"] = rows["seconds"] / 3600 * rows["cards"]
     rows["cpu_hours"] = (rows["seconds"] / 3600).where(rows["cards"] == 0, 0.0)
     rows["disk_gigabytes"] = rows["disk_bytes"] / 1e9
-    rows["cost_dollars"] = rows["judge_calls"] * cost_of_a_call(profile.judge)
+    rows["cost_dollars"] = (rows["judge_calls"] * cost_of_a_call(profile.judge)).where(rows["judge_calls"] > 0, 0.0)
     sums = ["tokens", "flops", "gpu_hours", "cpu_hours", "disk_gigabytes", "judge_calls", "cost_dollars"]
     stages = rows.groupby("notebook", sort=False)
-    result = stages.size().rename("jobs").to_frame().join(stages[sums].sum()).join(stages["cards"].max())
-    whole = result.sum().to_frame("all").T
+    result = stages.size().rename("jobs").to_frame().join(stages[sums].sum(min_count=1)).join(stages["cards"].max())
+    whole = result.sum(skipna=False).to_frame("all").T
     whole["cards"] = result["cards"].max()
     return pd.concat([result, whole]).rename_axis("stage").reset_index()
 
@@ -354,7 +354,9 @@ def took(profile: Profile) -> pd.DataFrame:
         path = runs.resolve(f"runs/{profile.run}/benchmarks/{job_name(one.notebook, one.model)}.tsv")
         if path.exists():
             measured = pd.read_csv(path, sep="\t").iloc[-1]
-            rows.append((one.notebook, one.model, one.seconds, measured["s"], one.memory_bytes / 1e6, measured["max_rss"]))
+            rows.append(
+                (one.notebook, one.model, one.seconds, measured["s"], one.memory_bytes / 1e6, measured["max_rss"])
+            )
     return pd.DataFrame(rows, columns=["stage", "model", "planned", "took", "planned_mb", "peak_mb"])
 
 
@@ -400,7 +402,11 @@ def report(profile: Profile) -> str:
             f"Plan of run {profile.run!r}: {len(profile.models)} models; {counts} ({amount.source}); "
             f"GPU hours are hours of one {profile.card}, processor hours on {profile.threads} cores.",
             shown.to_string(index=False),
-            *([f"Taken as an 8B model, because the registry does not know it: {', '.join(unknown)}"] if unknown else []),
+            *(
+                [f"Taken as an 8B model, because the registry does not know it: {', '.join(unknown)}"]
+                if unknown
+                else []
+            ),
             f"Assumptions:\n{assumed}",
             calibration(profile),
         ]

@@ -20,7 +20,7 @@ import pandas as pd
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from lib import runs
+from lib import runs, shares
 
 
 class StoreError(ValueError):
@@ -110,11 +110,18 @@ class ActivationStore:
     def writing(self) -> Iterator[None]:
         """Hold the store for writing; the operating system lets go of it when the process ends, however it ends.
 
+        Different parts may write side by side, because a chunk of the arrays belongs to one stretch of rows and a
+        stretch to one part; the same part twice, or a part and the whole, may not.
+
         Raises:
             StoreError: another process is writing.
         """
-        with (self.directory / ".writing").open("w") as lock:
+        part = shares.current()
+        own = ".writing" if part is None else f".writing-{part.number}-of-{part.of}"
+        with (self.directory / ".writing").open("w") as everyone, (self.directory / own).open("w") as lock:
             try:
+                if part is not None:
+                    fcntl.flock(everyone, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise StoreError(
@@ -193,6 +200,11 @@ def create_store(
         "rows_per_chunk": rows_per_chunk,
         "dtype": dtype,
     }
+    with runs.locked(directory):
+        return _open_or_create(directory, index, description)
+
+
+def _open_or_create(directory: Path, index: pd.DataFrame, description: dict[str, Any]) -> ActivationStore:
     path = directory / "store.json"
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -205,9 +217,9 @@ def create_store(
     for pooling in description["poolings"]:
         zarr.create_array(
             directory / "residuals.zarr" / pooling,
-            shape=(layers, len(index), width),
-            chunks=(1, min(rows_per_chunk, len(index)), width),
-            dtype=dtype,
+            shape=(description["layers"], len(index), description["width"]),
+            chunks=(1, min(description["rows_per_chunk"], len(index)), description["width"]),
+            dtype=description["dtype"],
             compressors=[BloscCodec(cname="zstd", clevel=3), Crc32cCodec()],
             overwrite=True,
         )

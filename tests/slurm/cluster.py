@@ -3,8 +3,8 @@
     python tests/slurm/cluster.py start FOLDER
     python tests/slurm/cluster.py stop FOLDER
 
-Needs Debian's slurm-wlm and munge, and root. Nothing outside FOLDER is written except munge's key where there is none;
-commands find the cluster by the environment variable SLURM_CONF=FOLDER/slurm.conf.
+Needs Debian's slurm-wlm and munge, and root. Nothing outside FOLDER is written except a link at ``SYSTEM_WIDE``, as
+jobs find the cluster there and nowhere else; a machine that has a file there already belongs to a cluster.
 """
 
 import os
@@ -16,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+SYSTEM_WIDE = Path("/etc/slurm/slurm.conf")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol")
 NODES = {"one": "left", "two": "right"}
 """Node -> its partition; both are this machine."""
@@ -72,7 +73,8 @@ def free_ports(count: int) -> list[int]:
 def start(folder: Path) -> dict[str, str]:
     """Start the cluster in ``folder`` and wait until both nodes are idle; returns the environment to reach it."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "state").mkdir(exist_ok=True)
+    for name in ("state", *(f"spool-{node}" for node in NODES)):
+        (folder / name).mkdir(exist_ok=True)
     controller, first, second = free_ports(3)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20 // 2
     text = CONFIGURATION.format(
@@ -84,6 +86,12 @@ def start(folder: Path) -> dict[str, str]:
         memory=memory,
     )
     (folder / "slurm.conf").write_text(text)
+    if SYSTEM_WIDE.is_symlink() and not SYSTEM_WIDE.exists():
+        SYSTEM_WIDE.unlink()
+    if SYSTEM_WIDE.exists():
+        raise RuntimeError(f"{SYSTEM_WIDE} is there: this machine belongs to a cluster, which a test must not disturb")
+    SYSTEM_WIDE.parent.mkdir(parents=True, exist_ok=True)
+    SYSTEM_WIDE.symlink_to(folder / "slurm.conf")
     key = folder / "munge.key"
     key.write_bytes(os.urandom(1024))
     key.chmod(0o400)
@@ -97,8 +105,7 @@ def start(folder: Path) -> dict[str, str]:
     ]  # fmt: skip
     pids = []
     for command in commands:
-        (folder / f"spool-{command[-1]}").mkdir(exist_ok=True)
-        with (folder / f"{command[0]}-{command[-1].strip('-').replace('/', '_')[-20:]}.out").open("w") as log:
+        with (folder / f"{command[0]}-{len(pids)}.out").open("w") as log:
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         pids.append(str(process.pid))
         (folder / "pids").write_text("\n".join(pids))
@@ -118,7 +125,9 @@ def nodes(environment: dict[str, str]) -> dict[str, str]:
 
 
 def stop(folder: Path) -> None:
-    """End the cluster's own processes, in the opposite order."""
+    """End the cluster's own processes, in the opposite order, and take the link away."""
+    if SYSTEM_WIDE.is_symlink() and SYSTEM_WIDE.readlink() == folder / "slurm.conf":
+        SYSTEM_WIDE.unlink()
     for pid in reversed((folder / "pids").read_text().split()):
         try:
             os.kill(int(pid), signal.SIGTERM)
