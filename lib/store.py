@@ -28,7 +28,6 @@ from zarr.storage import FsspecStore
 
 from lib import runs, shares
 
-
 VARIABLE = "COMPANION_STORE"
 """Environment variable with the address of an object store for the arrays."""
 

@@ -10,10 +10,10 @@ import pytest
 pytest.importorskip("s3fs")
 pytest.importorskip("moto.server", reason="moto[server] is not installed")
 
-import s3fs  # noqa: E402
-from moto.server import ThreadedMotoServer  # noqa: E402
+import s3fs
+from moto.server import ThreadedMotoServer
 
-from lib import store  # noqa: E402
+from lib import store
 
 ROWS, LAYERS, WIDTH = 40, 3, 16
 POOLINGS = ("mean", "last")
