@@ -31,6 +31,7 @@ class MoralVectors:
     run_dir: str
     annotations: str
     agreement: Agreement
+    bootstrap_draws: int
     seed: int
     PATHS: ClassVar = ("annotations",)
 
@@ -57,6 +58,8 @@ class Diagnosis:
     pooling: Pooling
     bootstrap_draws: int
     permutations: int
+    control_layers: int
+    probe_rows: int
     seed: int
 
 

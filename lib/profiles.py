@@ -45,6 +45,8 @@ class Profile:
     pooling: Pooling = "mean"
     bootstrap_draws: int = 200
     permutations: int = 200
+    control_layers: int = 6
+    probe_rows: int = 25_000
     equivalence_margin: float = 0.1
     expansion: int = 16
     target_l0: float = 100.0

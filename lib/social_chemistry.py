@@ -23,7 +23,10 @@ DOWNLOAD = "download"
 """As ``annotations``: fetch the official file."""
 
 REQUIRED = ("action", "rot-moral-foundations", "action-moral-judgment")
-OPTIONAL = ("rot-bad", "m", "split")
+OPTIONAL = ("rot-bad", "m", "split", "rot-id")
+SEVERAL = (5, 50)
+"""Values of ``m``, the number of workers who were given a rule of thumb, of rows with several annotators."""
+
 LEVELS = {"action-moral-judgment": (-2, -1, 0, 1, 2), "action-agree": (0, 1, 2, 3, 4), "rot-agree": (0, 1, 2, 3, 4)}
 
 WHERE_TO_PUT_IT = (
@@ -111,10 +114,14 @@ def read(path: Path, agreement: str = "action-agree") -> pd.DataFrame:
     return _checked(rows, agreement, name).rename(columns={agreement: "agreement"})
 
 
-def clean(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+def clean(rows: pd.DataFrame, annotators: tuple[int, ...] = (1,)) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Apply the published cleaning.
 
     Keep ``rot-bad == 0`` and ``m == 1`` and non-null action, foundations, judgment and agreement (released recipe).
+
+    Args:
+        rows: as :func:`read` returns them.
+        annotators: values of ``m`` to keep; ``SEVERAL`` for the rows behind the human ceiling.
 
     Returns:
         The kept rows, and a table ``rule, rows_dropped, rows_left`` of what each rule removed in turn; a rule whose
@@ -124,7 +131,7 @@ def clean(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     record: list[tuple[str, int | None, int]] = [("rows of the file", 0, len(rows))]
     rules = [
         ("rot-bad is 0", "rot-bad", lambda frame: frame["rot-bad"] == 0),
-        ("m is 1: one annotator", "m", lambda frame: frame["m"] == 1),
+        (f"m is {' or '.join(map(str, annotators))}", "m", lambda frame: frame["m"].isin(annotators)),
         ("action is given", "action", lambda frame: frame["action"].notna()),
         ("foundations are given", "rot-moral-foundations", lambda frame: frame["rot-moral-foundations"].notna()),
         ("judgment is given", "action-moral-judgment", lambda frame: frame["action-moral-judgment"].notna()),
@@ -139,6 +146,18 @@ def clean(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         record.append((label, before - len(kept), len(kept)))
     dropped = pd.DataFrame(record, columns=["rule", "rows_dropped", "rows_left"])
     return kept.reset_index(drop=True), dropped.astype({"rows_dropped": "Int64"})
+
+
+def by_several(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
+    """Return the cleaned rows of items with several annotators, and each row's item; none if the file has no ``m``.
+
+    An item is a rule of thumb (``rot-id``): every worker broke down the same one, though the words that each gave its
+    action may differ. A file without ``rot-id`` falls back on the action's text.
+    """
+    if "m" not in rows:
+        return rows.iloc[:0], pd.Series(dtype=object)
+    several, _ = clean(rows, SEVERAL)
+    return several, several["rot-id" if "rot-id" in several else "action"]
 
 
 def _text(path: Path) -> str:

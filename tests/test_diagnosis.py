@@ -207,6 +207,16 @@ def test_clusters_equal_those_of_the_hdbscan_package():
     assert ((expected < 0) == (found < 0)).all()
 
 
+def test_clusters_with_ties_and_duplicates_equal_those_of_the_whole_matrix():
+    generator = np.random.default_rng(4)
+    x = np.concatenate([generator.normal(size=(300, 2)), generator.integers(-4, 4, (500, 2)) * 3.0])
+    x = np.concatenate([x, x[:200], x[700:]])
+    samples = structural.MIN_SAMPLES + 1  # scikit-learn counts a point as its own neighbour
+    whole = HDBSCAN(structural.MIN_CLUSTER_SIZE, min_samples=samples, algorithm="brute", copy=True).fit_predict(x)
+    assert whole.max() > 0
+    assert adjusted_rand_score(whole, structural.hdbscan_labels(x)) == pytest.approx(1.0)
+
+
 def test_planted_clusters_follow_foundations_and_not_polarities():
     table = structural.structural(*blobs(), DRAWS, PERMUTATIONS, 0)
     assert value(table, target="foundation", arm="published", metric="adjusted_rand") > 0.95
@@ -451,6 +461,9 @@ def test_equally_typical_rows_have_no_gradient():
     assert found.loc[found["category"] != "all", "reason"].str.contains("equally typical").all()
 
 
+PEOPLE = pd.DataFrame({"dimension": "mean", "metric": ["spearman", "r2"], "value": [0.5, 0.3]})
+
+
 class Store:
     """Pooled residual streams in memory, as ``lib.store.ActivationStore`` gives them."""
 
@@ -489,9 +502,13 @@ def a_model(strength, first_token=0.0, layers_=2, seed=0):
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_the_whole_diagnosis_finds_planted_geometry(pooling):
-    tables = layers.diagnose(*a_model(4.0), "planted", pooling, 40, 40, 0)
-    verdict = verdicts.verdicts(tables).set_index("kind")["verdict"]
+    tables = layers.diagnose(*a_model(4.0), "planted", pooling, 40, 40, 2, 10_000, 0)
+    verdict = verdicts.verdicts(tables, PEOPLE).set_index("kind")["verdict"]
     assert (verdict.loc[["categorical", "gradient", "dimensional"]] == verdicts.NOT_INDIFFERENT).all()
+    assert verdicts.verdicts(tables, PEOPLE).set_index("kind")["ceiling"].dropna().to_dict() == {
+        "gradient": 0.5,
+        "dimensional": 0.3,
+    }
     for kind, table in tables.items():
         assert set(table["layer"]) == {0, 1}, kind
         unknown = {part for arm in table["arm"] for part in arm.split(", ")} - set(controls.ARMS)
@@ -506,13 +523,13 @@ def test_a_damaged_layer_is_reported_and_the_others_are_analysed():
     store, annotations, subset = a_model(4.0, layers_=3)
     for pooled in store.pooled.values():
         pooled[0], pooled[1] = 7.0, np.nan
-    tables = layers.diagnose(store, annotations, subset, "damaged", "mean", 10, 10, 0)
+    tables = layers.diagnose(store, annotations, subset, "damaged", "mean", 10, 10, 3, 10_000, 0)
     for kind, table in tables.items():
         bad = table[(table["layer"] < 2) & (table["pooling"] != "none")]
         assert bad["value"].isna().all(), kind
         assert bad["reason"].str.startswith("not computed, because the layer").all(), kind
         assert table.loc[table["layer"] == 2, "value"].notna().any(), kind
-    verdict = verdicts.verdicts(tables).set_index("kind")
+    verdict = verdicts.verdicts(tables, PEOPLE).set_index("kind")
     assert (verdict.loc[["categorical", "gradient", "dimensional"], "layer"] == 2).all()
     assert set(gradient.peaks(tables["gradient"])["layer"]) == {2}
 
@@ -520,8 +537,8 @@ def test_a_damaged_layer_is_reported_and_the_others_are_analysed():
 @pytest.mark.parametrize("first_token", [0.0, 300.0])
 def test_the_whole_diagnosis_finds_nothing_in_nothing(first_token):
     """Also where a large first token and length dominate: high cosines, and still no moral content."""
-    tables = layers.diagnose(*a_model(0.0, first_token), "nothing", "mean", 40, 40, 0)
-    assert set(verdicts.verdicts(tables)["verdict"]) == {verdicts.INDIFFERENT}
+    tables = layers.diagnose(*a_model(0.0, first_token), "nothing", "mean", 40, 40, 2, 10_000, 0)
+    assert set(verdicts.verdicts(tables, PEOPLE)["verdict"]) == {verdicts.INDIFFERENT}
 
 
 def test_words_only_knows_words_and_nothing_else():

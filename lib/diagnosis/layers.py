@@ -30,6 +30,8 @@ def diagnose(
     pooling: str,
     draws: int,
     shuffles: int,
+    control_layers: int,
+    probe_rows: int,
     seed: int,
 ) -> dict[str, pd.DataFrame]:
     """Run the four analyses and their controls on every layer of a store.
@@ -42,6 +44,9 @@ def diagnose(
         pooling: of the published arm; the other poolings become controls.
         draws: bootstrap resamples.
         shuffles: draws of the label shuffles.
+        control_layers: at how many layers, evenly spread, every arm is run. At the others only ``WITH_NULLS`` are, the
+            second of them without clustering: clustering takes most of the time of a wide model.
+        probe_rows: at how many annotations at most, drawn by action, the probes are fitted and scored.
         seed: of everything random.
 
     Returns:
@@ -49,20 +54,23 @@ def diagnose(
         null, ``p_corrected`` is ``p`` by Benjamini and Hochberg's procedure over all layers and labels of that null.
     """
     rows = with_labels(subset, annotations)
-    words = controls.words_only(store.actions, store.width, seed)
-    vectors, actions = annotations[list(CATEGORIES)].to_numpy(), annotations["action"].to_numpy()
-    topics = annotations["foundations"].str.join("|").to_numpy()
-    tokens = store.index["tokens"].to_numpy()
-    of_subset, of_all = store.rows_of(rows["action"]), store.rows_of(actions)
+    probed = sample_of_actions(annotations, probe_rows, seed)
+    vectors, actions = probed[list(CATEGORIES)].to_numpy(), probed["action"].to_numpy()
+    topics = probed["foundations"].str.join("|").to_numpy()
+    used, places = np.unique(store.rows_of(np.concatenate([rows["action"], actions])), return_inverse=True)
+    of_subset, of_probed = places[: len(rows)], places[len(rows) :]
+    tokens = store.index["tokens"].to_numpy()[used]
+    words = controls.words_only([store.actions[index] for index in used], store.width, seed)
+    thorough = spread(store.layers, control_layers)
     tables: dict[str, list[pd.DataFrame]] = {kind: [] for kind in KINDS}
     for layer in tqdm(range(store.layers), desc=f"diagnosis of {model}", unit="layer"):
-        pooled = {name: store.read(layer, name) for name in store.poolings}
+        pooled = {name: store.read(layer, name)[used] for name in store.poolings}
         for arm in controls.arms_of(store.poolings, pooling):
             once = arm in SAME_IN_EVERY_LAYER
-            if once and layer > 0:
+            if layer > 0 if once else layer not in thorough and arm not in WITH_NULLS:
                 continue
-            x, probed = (
-                controls.representation(arm, pooled, index, pooling, tokens, words) for index in (of_subset, of_all)
+            x, x_probed = (
+                controls.representation(arm, pooled, index, pooling, tokens, words) for index in (of_subset, of_probed)
             )
             drawn = shuffles if arm in WITH_NULLS else 0
             found = {
@@ -71,18 +79,36 @@ def diagnose(
                     separability(x, rows, draws, drawn, seed, arm),
                 ],
                 "gradient": [gradient(x, rows, draws, drawn, seed, arm)],
-                "structural": [structural(x, rows, draws, drawn, seed, arm)],
-                "dimensional": [ridge(probed, vectors, actions, topics, draws, seed, arm, nulls=drawn > 0)],
+                "structural": [],
+                "dimensional": [ridge(x_probed, vectors, actions, topics, draws, seed, arm, nulls=drawn > 0)],
             }
+            if arm == PUBLISHED or layer in thorough:
+                found["structural"].append(structural(x, rows, draws, drawn, seed, arm, resampled=layer in thorough))
             if arm == PUBLISHED:
-                found["dimensional"].append(published(probed, vectors, actions, draws, seed))
+                found["dimensional"].append(published(x_probed, vectors, actions, draws, seed))
             origin = "none" if once else arm if arm in store.poolings else pooling
             for kind, frames in found.items():
-                frame = pd.concat(frames, ignore_index=True)
                 tables[kind] += [
-                    _placed(frame, model, here, origin) for here in (range(store.layers) if once else [layer])
+                    _placed(frame, model, here, origin)
+                    for frame in frames
+                    for here in (range(store.layers) if once else [layer])
                 ]
     return {kind: corrected(pd.concat(frames, ignore_index=True)) for kind, frames in tables.items()}
+
+
+def spread(layers: int, count: int) -> list[int]:
+    """Return ``count`` layers, evenly spread from the first to the last; all if there are no more."""
+    return sorted({int(layer) for layer in np.linspace(0, layers - 1, min(count, layers)).round()})
+
+
+def sample_of_actions(annotations: pd.DataFrame, rows: int, seed: int) -> pd.DataFrame:
+    """Return all annotations, or, if there are more than ``rows``, those of randomly drawn actions, ``rows`` at most."""
+    if len(annotations) <= rows:
+        return annotations
+    codes, distinct = pd.factorize(annotations["action"], sort=True)
+    drawn = np.random.default_rng(seed).permutation(len(distinct))
+    kept = drawn[np.cumsum(np.bincount(codes)[drawn]) <= rows]
+    return annotations[np.isin(codes, kept)]
 
 
 def corrected(frame: pd.DataFrame) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from scipy.linalg import cho_factor, cho_solve
+from sklearn.utils.extmath import randomized_svd
 
 PENALTIES = np.logspace(-5, 2, 22)
 """Ridge penalties on standardised features, a row: times the number of rows that are fitted."""
@@ -18,6 +19,9 @@ SHRINKAGE = 0.1
 """Weight of the identity in the discriminant's covariance of standardised features."""
 
 FOLDS = 5
+
+COMPONENTS = 512
+"""Wider representations are read through this many principal components; see :func:`leading`."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,21 @@ def moments(x: np.ndarray, y: np.ndarray) -> Moments:
     return Moments(len(x), x.sum(axis=0), y.sum(axis=0), x.T @ x, x.T @ y, (y**2).sum(axis=0))
 
 
+def leading(x: np.ndarray) -> np.ndarray:
+    """Return x [rows, width] as it is, or, if it is wider than ``COMPONENTS``, its leading principal components.
+
+    Components of the standardised features, without labels, each with its own variance: ridge shrinks the small ones most
+    anyway, and a factorisation of 4,096 features in every fold would take minutes a layer. The components come from a
+    randomised decomposition (Halko, Martinsson and Tropp, 2011).
+    """
+    if x.shape[1] <= COMPONENTS:
+        return x
+    mean, deviation = x.mean(axis=0), x.std(axis=0)
+    standardised = (x - mean) / np.where(deviation > 0, deviation, 1)
+    left, values, _ = randomized_svd(standardised, COMPONENTS, n_iter=2, random_state=0)
+    return left * values
+
+
 def grouped_folds(groups: np.ndarray, seed: int, folds: int = FOLDS) -> np.ndarray:
     """Return the fold of every row, [rows]; rows of one group share it."""
     codes, distinct = pd.factorize(groups)
@@ -54,12 +73,15 @@ def grouped_folds(groups: np.ndarray, seed: int, folds: int = FOLDS) -> np.ndarr
     return (order % folds)[codes]
 
 
-def ridge_path(sums: Moments, penalties: np.ndarray = PENALTIES) -> tuple[np.ndarray, np.ndarray]:
-    """Fit ridge on standardised features for every penalty, from one eigendecomposition.
+def ridge_path(
+    sums: Moments, penalties: np.ndarray = PENALTIES, standardise: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fit ridge for every penalty, from one eigendecomposition.
 
     Args:
         sums: of the rows to fit.
         penalties: [k], each multiplied by the number of rows.
+        standardise: whether features are brought to standard deviation 1 over the rows to fit.
 
     Returns:
         Coefficients [k, width, targets] and intercepts [k, targets], both for x as it is given, not standardised. A
@@ -67,7 +89,7 @@ def ridge_path(sums: Moments, penalties: np.ndarray = PENALTIES) -> tuple[np.nda
     """
     mean, target_mean = sums.x / sums.n, sums.y / sums.n
     covariance = sums.xx / sums.n - np.outer(mean, mean)
-    scale = _scale(covariance, sums)
+    scale = _scale(covariance, sums, standardise)
     values, basis = np.linalg.eigh(covariance / np.outer(scale, scale))
     projected = basis.T @ ((sums.xy / sums.n - np.outer(mean, target_mean)) / scale[:, None])
     shrunk = projected / (np.maximum(values, 0)[:, None] + penalties[:, None, None])
@@ -96,16 +118,17 @@ def ridge_held_out(x: np.ndarray, y: np.ndarray, fold: np.ndarray, blocks: np.nd
         blocks: [targets]; targets of a block share a penalty. By default all do.
     """
     blocks = np.zeros(y.shape[1], dtype=int) if blocks is None else blocks
+    standardise, x = x.shape[1] <= COMPONENTS, leading(x)
     shift, names, parts, total = _by_fold(x, y, fold)
     errors = np.zeros((len(parts), len(PENALTIES), y.shape[1]))
     for first in range(len(parts)):
         for second in range(first):
-            fitted = ridge_path(total - parts[first] - parts[second])
+            fitted = ridge_path(total - parts[first] - parts[second], standardise=standardise)
             errors[first] += squared_errors(parts[second], *fitted)
             errors[second] += squared_errors(parts[first], *fitted)
     predicted = np.empty(y.shape)
     for name, part, error in zip(names, parts, errors, strict=True):
-        coefficients, intercepts = ridge_path(total - part)
+        coefficients, intercepts = ridge_path(total - part, standardise=standardise)
         inside = (x[fold == name] - shift).astype(np.float64)
         for block in np.unique(blocks):
             own = blocks == block
@@ -125,6 +148,7 @@ def discriminant_held_out(x: np.ndarray, labels: np.ndarray, fold: np.ndarray) -
     Returns:
         Labels, [rows].
     """
+    standardise, x = x.shape[1] <= COMPONENTS, leading(x)
     shift, names, parts, total = _by_fold(x, np.eye(labels.max() + 1)[labels], fold)
     predicted = np.empty(len(x), dtype=int)
     for name, part in zip(names, parts, strict=True):
@@ -134,7 +158,7 @@ def discriminant_held_out(x: np.ndarray, labels: np.ndarray, fold: np.ndarray) -
             prior = np.log(sums.y / sums.n)
         means = np.where(sums.y > 0.5, means, 0.0)
         within = sums.xx / sums.n - (means * (sums.y / sums.n)) @ means.T
-        scale = _scale(within, sums)
+        scale = _scale(within, sums, standardise)
         correlation = within / np.outer(scale, scale)
         shrunk = (1 - SHRINKAGE) * correlation + SHRINKAGE * np.eye(len(scale))
         directions = cho_solve(cho_factor(shrunk), means / scale[:, None]) / scale[:, None]
@@ -154,8 +178,8 @@ def _by_fold(x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> tuple[np.ndarray
     return shift, names, parts, total
 
 
-def _scale(covariance: np.ndarray, sums: Moments) -> np.ndarray:
-    """Standard deviations, [width]; infinite where a feature does not vary, so that it drops out."""
+def _scale(covariance: np.ndarray, sums: Moments, standardise: bool) -> np.ndarray:
+    """Standard deviations, or ones, [width]; infinite where a feature does not vary, so that it drops out."""
     variance = covariance.diagonal()
     varies = variance > 1e-10 * np.maximum(sums.xx.diagonal() / sums.n, 1e-30)
-    return np.where(varies, np.sqrt(np.maximum(variance, 0)), np.inf)
+    return np.where(varies, np.sqrt(np.maximum(variance, 0)) if standardise else 1.0, np.inf)
