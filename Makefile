@@ -32,13 +32,14 @@ HERE = --cores $(CORES) --retries 2 --resources gpu=$$($(BIN)/python -m lib.acce
   mem_mb=$$($(BIN)/python -c 'import psutil; print(psutil.virtual_memory().total // 10**6)')
 
 reproduce: $(READY) ## run all nine stages of PROFILE (default: the demo)
-	$(SNAKEMAKE) $(HERE) --config profile="$(PROFILE)" || \
-	  $(SNAKEMAKE) $(HERE) --config profile="$(PROFILE)" partial=true || true
+	$(SNAKEMAKE) $(HERE) --config profile="$(PROFILE)" || { $(BIN)/python -m lib.failures "$(PROFILE)" && \
+	  $(SNAKEMAKE) $(HERE) --config profile="$(PROFILE)" partial=true; } || true
 	@$(BIN)/python -m lib.claims "$(PROFILE)"
 
 slurm: $(READY) ## run PROFILE on a Slurm cluster; SLURM="--default-resources slurm_partition=gpu" names its things
-	$(SNAKEMAKE) --profile profiles/slurm $(SLURM) --config profile="$(PROFILE)" || \
-	  $(SNAKEMAKE) --profile profiles/slurm $(SLURM) --config profile="$(PROFILE)" partial=true || true
+	$(SNAKEMAKE) --profile profiles/slurm $(SLURM) --config profile="$(PROFILE)" || { \
+	  $(BIN)/python -m lib.failures "$(PROFILE)" && \
+	  $(SNAKEMAKE) --profile profiles/slurm $(SLURM) --config profile="$(PROFILE)" partial=true; } || true
 	@$(BIN)/python -m lib.claims "$(PROFILE)"
 
 verify: $(READY) ## compare every finished result of PROFILE with its recorded hash; damaged stages are run again next

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from lib import failures, runs
+from lib.parameters import ParameterError
 from lib.profiles import load_profile
 
 COLUMNS = ("id", "stage", "statement", "relation", "value", "tolerance", "metric", "where")
@@ -143,7 +144,10 @@ def main() -> int:
     Returns:
         0, or 1 if something is missing; it is listed in ``runs/<run>/missing.csv`` too.
     """
-    profile = load_profile(sys.argv[1])
+    try:
+        profile = load_profile(sys.argv[1])
+    except ParameterError as error:
+        sys.exit(str(error))
     run = runs.resolve(f"runs/{profile.run}")
     if (run / "claims" / "manifest.json").exists():
         print(f"{runs.short(run / 'claims' / 'claims.csv')}: {summary(pd.read_csv(run / 'claims' / 'claims.csv'))}")

@@ -5,6 +5,7 @@ the same job removes it. A job that was killed from outside leaves nothing, whic
 """
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ import nbformat
 import pandas as pd
 
 from lib import plan, runs
-from lib.parameters import STAGES
-from lib.profiles import PER_MODEL, Profile
+from lib.parameters import STAGES, ParameterError
+from lib.profiles import PER_MODEL, Profile, load_profile
 
 MEMORY_ERRORS = ("MemoryError", "OutOfMemoryError", "DeadKernelError")
 """Errors that more memory may cure. A kernel that dies without a word was, as a rule, killed for memory."""
@@ -103,3 +104,17 @@ def _reason(profile: Profile, notebook: str, model: str, job: str) -> str:
     if runs.resolve(f"runs/{profile.run}/logs/{job}.log").exists():
         return "was killed or is still running; its log ends there"
     return "has not been run"
+
+
+def main() -> int:
+    """Say whether a run in which something failed can go on with the models that are there: 0 if so, else 1."""
+    try:
+        profile = load_profile(sys.argv[1])
+    except ParameterError:
+        return 1  # Snakemake has said so
+    found = diagnosed(profile)
+    return int(not 0 < len(found) < len(profile.sources))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
