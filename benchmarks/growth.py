@@ -17,12 +17,12 @@ from lib import residuals, runs, store
 
 ROWS, WIDTH, LAYERS = 256, 256, 4
 GROWTH = {
-    "rows": [128, 256, 512, 1024],
+    "rows": [256, 512, 1024, 2048],
     "width": [128, 256, 512, 768],
     "layers": [2, 4, 8, 12],
     "models": [1, 2, 4],
 }
-ROUNDS = 3
+ROUNDS = 2
 
 
 def build(width: int, layers: int) -> TransformersModel:
