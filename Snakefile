@@ -32,12 +32,11 @@ PARTIAL = str(config.get("partial", False)).lower() == "true"
 MODELS = failures.diagnosed(PROFILE) if PARTIAL else list(PROFILE.sources)
 PYTHON = sys.executable
 
-# What is read from outside the run. A file that has yet to be fetched is asked for when the run starts.
-FILES = {
-    "01_moral_vectors": [] if PROFILE.annotations == "download" else [PROFILE.annotations],
-    "07_steering": [PROFILE.prompts],
-    "09_claims": [PROFILE.claims],
-}
+
+def files(notebook):
+    """What a stage reads from outside the run; its models apart, and what it downloads."""
+    values, paths = PROFILE.stage_parameters(notebook), getattr(STAGES[notebook].parameters, "PATHS", ())
+    return [values[name] for name in paths if name != "model_source" and values[name] not in (None, "download")]
 
 
 wildcard_constraints:
@@ -46,7 +45,7 @@ wildcard_constraints:
 
 
 onstart:
-    if missing := [path for paths in FILES.values() for path in paths if not runs.resolve(path).exists()]:
+    if missing := [path for notebook in STAGES for path in files(notebook) if not runs.resolve(path).exists()]:
         raise WorkflowError(f"input not found: {missing[0]}. Paths start at the project root; see README.")
 
 
@@ -65,7 +64,8 @@ def inputs(notebook, whole=True):
 
     def of_job(wildcards):
         model = wildcards.get("model")
-        found = [path for path in FILES.get(notebook, []) if runs.resolve(path).exists()]
+        # A file that has yet to be fetched is missed when the run starts, not when its graph is shown.
+        found = [path for path in files(notebook) if runs.resolve(path).exists()]
         for stage in plan.NEEDS[notebook]:
             each = MODELS if notebook == "04_compare_models" else [model or PROFILE.sae_model]
             found += [manifest(stage, name) for name in each]

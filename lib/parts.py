@@ -49,15 +49,15 @@ def markers(profile: Profile, notebook: str, model: str | None) -> list[str]:
 
 
 def cut(notebook: Path, target: Path) -> None:
-    """Write ``notebook`` to ``target`` without the cells behind the one that does its work.
+    """Write ``notebook`` to ``target`` without the cells behind the last one that does its work.
 
     Raises:
-        ValueError: not exactly one cell does it.
+        ValueError: no cell does it.
     """
     content = nbformat.read(notebook, as_version=4)
     call = WORK[notebook.stem]
     found = [n for n, cell in enumerate(content.cells) if cell.cell_type == "code" and call in cell.source]
-    if len(found) != 1:
-        raise ValueError(f"{notebook.name} should call {call}...) in one cell to be run in parts; {len(found)} do")
-    content.cells = content.cells[: found[0] + 1]
+    if not found:
+        raise ValueError(f"{notebook.name} has no cell that calls {call}...), so it cannot be run in parts")
+    content.cells = content.cells[: found[-1] + 1]
     nbformat.write(content, target)

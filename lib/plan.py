@@ -29,7 +29,7 @@ NEEDS = {
     "04_compare_models": ["03_diagnosis"],
     "05_sparse_autoencoders": ["01_moral_vectors", "02_residual_streams"],
     "06_feature_alignment": ["05_sparse_autoencoders"],
-    "07_steering": ["05_sparse_autoencoders", "06_feature_alignment"],
+    "07_steering": ["01_moral_vectors", "02_residual_streams", "05_sparse_autoencoders", "06_feature_alignment"],
     "08_judging": ["07_steering"],
     "09_claims": ["04_compare_models", "06_feature_alignment", "08_judging"],
 }
@@ -284,38 +284,47 @@ def _layered(profile: Profile, notebook: str, model: Size, amount: Work, flops: 
 
 
 def _writing(profile: Profile, model: Size, amount: Work) -> Job:
-    conditions = _conditions(profile)
     weights = model.parameters * BYTES[profile.dtype]
     autoencoder = 2 * model.width * profile.expansion * model.width * 4
     cards = _cards(profile, weights + autoencoder)
-    answers = amount.prompts * conditions
+    asked = _answers(profile, amount)
+    answers = sum(conditions * prompts for conditions, _, prompts in asked)
+    batches = sum(conditions * math.ceil(prompts / profile.steering_batch) for conditions, _, prompts in asked)
     tokens = answers * (ASSUMED.tokens_per_prompt + profile.max_new_tokens)
-    steps = conditions * math.ceil(amount.prompts / profile.steering_batch) * profile.max_new_tokens
     step = ASSUMED.seconds_per_written_token_step
     if cards:
         bandwidth = accelerator(profile.card)["bandwidth_gigabytes_per_second"] * 1e9
         step += (weights + autoencoder) / (bandwidth * ASSUMED.writing_share_of_bandwidth)
     else:
         step += 2 * model.active * profile.steering_batch / _cores(profile)
-    seconds = ASSUMED.seconds_to_start_a_job + weights / (ASSUMED.load_gigabytes_per_second * 1e9) + steps * step
-    autoencoders = (conditions - 1) * autoencoder
-    memory = 1.5e9 + (min(weights, 20e9) if cards else weights) + autoencoders
+    seconds = ASSUMED.seconds_to_start_a_job + weights / (ASSUMED.load_gigabytes_per_second * 1e9)
+    seconds += batches * profile.max_new_tokens * step
+    memory = 1.5e9 + (min(weights, 20e9) if cards else weights) + sum(one[1] for one in asked) * autoencoder
     flops = 2 * (model.active + autoencoder / 4) * tokens
     return Job("07_steering", profile.sae_model, seconds, memory, cards, tokens, flops, answers * 3e3)
 
 
 def _judging(profile: Profile, amount: Work) -> Job:
-    conditions = _conditions(profile)
-    calls = amount.prompts * (2 * conditions + 2 * (conditions - 1))
+    # Two scores an answer, and two orders of the comparison with the baseline's answer.
+    calls = sum(prompts * 2 * (conditions + steered) for conditions, steered, prompts in _answers(profile, amount))
     offline = profile.judge == "offline"
     each = ASSUMED.seconds_per_offline_verdict if offline else ASSUMED.seconds_per_judge_call
     seconds = ASSUMED.seconds_to_start_a_job + calls * each
     return Job("08_judging", profile.sae_model, seconds, 2e9 + calls * 1e4, disk_bytes=calls * 6e3, judge_calls=calls)
 
 
-def _conditions(profile: Profile) -> int:
-    steered = [arm for arm in profile.arms if arm != "baseline"]
-    return ("baseline" in profile.arms) + len(steered) * len(profile.layers)
+def _answers(profile: Profile, amount: Work) -> list[tuple[int, int, int]]:
+    """Conditions, those of them that are steered, and prompts; of the main comparison and of the sweep, if any."""
+    values = profile.stage_parameters("07_steering")
+    sweep, strengths = values.get("sweep_arms", []), values.get("sweep_strengths", [])
+    main = _conditions(profile.arms, len(profile.layers))
+    swept = _conditions(sweep, len(profile.layers) * len(strengths))
+    return [(*main, amount.prompts), (*swept, min(values.get("sweep_prompts", 0), amount.prompts))]
+
+
+def _conditions(arms: list[str], places: int) -> tuple[int, int]:
+    steered = places * len([arm for arm in arms if arm != "baseline"])
+    return steered + ("baseline" in arms), steered
 
 
 # ------------------------------------------------------------------------------------------ the report
