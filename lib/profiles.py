@@ -88,6 +88,8 @@ class Profile:
     claims: str = "data/published_claims.csv"
     seed: int = 0
     threads: int = 1
+    card: str = "H100"
+    parts: int = 1
 
     @property
     def sources(self) -> dict[str, ModelSource]:
@@ -160,6 +162,9 @@ def refuse_other_results(profile: Profile) -> None:
             directory = runs.stage_directory(notebook, wanted)
             if (directory / "manifest.json").exists():
                 recorded = runs.read_manifest(directory)["identity"]["parameters"]
+                # A run that went on without a failed model is completed by the next one, not refused.
+                if set(recorded.get("models", [])) < set(values.get("models", [])):
+                    recorded |= {"models": values["models"]}
                 asked = {"parameters": runs.identifying_parameters(wanted)}
                 runs.refuse_difference(directory, {"parameters": recorded}, asked)
 

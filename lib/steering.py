@@ -19,7 +19,7 @@ from nnsight import TransformersModel
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lib import flames, models
+from lib import flames, models, shares
 from lib.interventions import Arm, SteeringError, steer
 
 SYSTEM_PROMPT = "你是一个有帮助的助手。"
@@ -367,6 +367,7 @@ def answer_all(
     work: dict[str, list[tuple[Arm, int, pd.DataFrame]]] = {}
     for arm in arms:
         work.setdefault(arm.intervention.arm, []).extend((arm, number, batch) for number, batch in enumerate(batches))
+    work = {name: work[name] for name in shares.share(list(work))}
     directory.mkdir(parents=True, exist_ok=True)
     with tqdm(total=sum(map(len, work.values())), desc="answers", unit="batch") as bar:
         for name, todo in work.items():
