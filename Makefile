@@ -31,16 +31,17 @@ SNAKEMAKE = $(BIN)/python -m snakemake --quiet host rules --keep-going --keep-in
 HERE = --cores $(CORES) --retries 2 --resources gpu=$$($(BIN)/python -m lib.accelerators count) \
   mem_mb=$$($(BIN)/python -c 'import psutil; print(psutil.virtual_memory().total // 10**6)')
 
+# The whole run; if something failed, once more with the models that are there; then what came out. Any failure is make's.
+RUN = failed=0; $(SNAKEMAKE) $(1) --config profile="$(PROFILE)" || failed=1; \
+  if [ $$failed = 1 ] && $(BIN)/python -m lib.failures "$(PROFILE)"; then \
+    $(SNAKEMAKE) $(1) --config profile="$(PROFILE)" partial=true; fi; \
+  $(BIN)/python -m lib.claims "$(PROFILE)" && exit $$failed
+
 reproduce: $(READY) ## run all nine stages of PROFILE (default: the demo)
-	$(SNAKEMAKE) $(HERE) --config profile="$(PROFILE)" || { $(BIN)/python -m lib.failures "$(PROFILE)" && \
-	  $(SNAKEMAKE) $(HERE) --config profile="$(PROFILE)" partial=true; } || true
-	@$(BIN)/python -m lib.claims "$(PROFILE)"
+	@$(call RUN,$(HERE))
 
 slurm: $(READY) ## run PROFILE on a Slurm cluster; SLURM="--default-resources slurm_partition=gpu" names its things
-	$(SNAKEMAKE) --profile profiles/slurm $(SLURM) --config profile="$(PROFILE)" || { \
-	  $(BIN)/python -m lib.failures "$(PROFILE)" && \
-	  $(SNAKEMAKE) --profile profiles/slurm $(SLURM) --config profile="$(PROFILE)" partial=true; } || true
-	@$(BIN)/python -m lib.claims "$(PROFILE)"
+	@$(call RUN,--profile profiles/slurm $(SLURM))
 
 verify: $(READY) ## compare every finished result of PROFILE with its recorded hash; damaged stages are run again next
 	$(BIN)/python -m lib.integrity "$(PROFILE)"
