@@ -4,7 +4,8 @@
 
 On a CPU: width 256, 4,096 latents, batches of 2,048. On a GPU, where there is one, also width 4,096, 65,536 latents, batches
 of 4,096, as the share of the card's bfloat16 matrix rate, measured in the same run, and the time that 36 layers of 200
-epochs would take. Both sides run a ReLU with an L1 penalty and Adam, and neither logs nor evaluates within the time taken.
+epochs would take. Both sides run a ReLU with an L1 penalty and Adam, and neither logs nor evaluates within the time taken; on
+a CPU each has one thread, because a shared machine's second core comes and goes.
 Peak memory is the process's, of a training of ours alone.
 """
 
@@ -23,14 +24,14 @@ from sae_lens.config import SAETrainerConfig
 from lib import runs
 from lib.sae import train
 
-WIDTH, EXPANSION, BATCH, STEPS, ROUNDS = 256, 16, 2048, 12, 5
+WIDTH, EXPANSION, BATCH, STEPS, ROUNDS = 256, 16, 2048, 4, 5
 FULL_WIDTH, FULL_BATCH, FULL_ROWS, LAYERS, EPOCHS = 4096, 4096, 201_023, 36, 200
 RECIPE = train.Recipe(expansion=EXPANSION, batch_size=BATCH, epochs=1)
 NOT_MEASURED = "not measured"
 
 
 def ours(x: np.ndarray) -> float:
-    """Return seconds of one epoch of our loop, its share of the resident rows and its evaluation taken off."""
+    """Return seconds of our steps on the batches."""
     device = torch.device(train.default_device())
     sae = train.new(x.shape[1], RECIPE).to(device)
     optimiser = torch.optim.AdamW(sae.parameters(), lr=RECIPE.learning_rate, weight_decay=0, fused=True)
@@ -44,7 +45,7 @@ def ours(x: np.ndarray) -> float:
 
 
 def peers(x: np.ndarray) -> float:
-    """Return seconds of sae-lens' trainer on the same batches."""
+    """Return seconds of the steps of sae-lens' trainer on the same batches."""
     sae = StandardTrainingSAE(
         StandardTrainingSAEConfig(d_in=x.shape[1], d_sae=EXPANSION * x.shape[1], apply_b_dec_to_input=False)
     )
@@ -106,6 +107,7 @@ def on_a_gpu() -> dict[str, object]:
 
 def main() -> None:
     """Measure, record and print the cells."""
+    torch.set_num_threads(1)
     x = np.random.default_rng(0).normal(size=(STEPS * BATCH, WIDTH)).astype(np.float32)
     ours(x[: 2 * BATCH]), peers(x[: 2 * BATCH])
     times = [(ours(x), peers(x)) for _ in range(ROUNDS)]

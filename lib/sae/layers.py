@@ -251,17 +251,10 @@ def align_arm(
         table = identify(sae, sides, 0, recipe.seed)
     sae = sae.to(train.default_device())
     selection = selection_of(arm, table, recipe.seed)
-    train_rows, validation = sides["train"], sides["validation"]
-    if arm == "shuffled":
-        generator = np.random.default_rng(recipe.seed)
-        train_rows, validation = (_shuffled(part, generator) for part in (train_rows, validation))
+    labelled = labels_of(arm, sides, recipe.seed)
+    train_rows, validation = labelled["train"], labelled["validation"]
     aligned, history = align.align(
-        sae,
-        selection,
-        (train_rows.x, train_rows.vectors),
-        (validation.x, validation.vectors),
-        recipe,
-        label,
+        sae, selection, (train_rows.x, train_rows.vectors), (validation.x, validation.vectors), recipe, label
     )
     aligned, sae = aligned.cpu(), sae.cpu()
     if align.frozen_hash(aligned, selection.tuned) != align.frozen_hash(sae, selection.tuned):
@@ -284,8 +277,16 @@ def untrained_like(sae: SparseAutoencoder, rows: np.ndarray, seed: int) -> Spars
     return fresh.fold_centre(torch.from_numpy(rows.mean(axis=0, dtype=np.float64).astype(np.float32)))
 
 
-def _shuffled(rows: Rows, generator: np.random.Generator) -> Rows:
-    return rows._replace(vectors=rows.vectors[features.permuted_by_action(rows.actions, generator)])
+def labels_of(arm: str, sides: dict[str, Rows], seed: int) -> dict[str, Rows]:
+    """Return the training and validation rows with the labels that an arm is trained on."""
+    generator = np.random.default_rng(seed)
+    chosen = {side: sides[side] for side in ("train", "validation")}
+    if arm != "shuffled":
+        return chosen
+    return {
+        side: rows._replace(vectors=rows.vectors[features.permuted_by_action(rows.actions, generator)])
+        for side, rows in chosen.items()
+    }
 
 
 def require_same(about: dict[str, Any], **asked: str) -> None:

@@ -156,7 +156,7 @@ def set_gradients(sae: SparseAutoencoder, x: Tensor, recipe: Recipe, weight: flo
     before = torch.addmm(sae.b_enc, x, sae.W_enc)
     penalty = 0.0
     if recipe.activation == "relu":
-        z, penalty = torch.relu(before), weight / before.numel()
+        z, penalty = before.relu_(), weight / before.numel()
     elif recipe.activation == "topk":
         z = top_k(before, recipe.k)
     else:
@@ -166,8 +166,8 @@ def set_gradients(sae: SparseAutoencoder, x: Tensor, recipe: Recipe, weight: flo
         sae.threshold.lerp_(torch.where(torch.isfinite(least), least, sae.threshold), rate)
     error = torch.addmm(sae.b_dec, z, sae.W_dec) - x
     scaled = error * (2 / error.numel())
-    upstream = scaled @ sae.W_dec.T
-    upstream = torch.where(z > 0, upstream + penalty, 0)
+    # In place: allocating [batch, latents] anew costs as much as filling it.
+    upstream = (scaled @ sae.W_dec.T).add_(penalty).mul_(z > 0)
     sae.W_dec.grad = (z.T @ scaled).float()
     sae.b_dec.grad = scaled.sum(dim=0).float()
     sae.W_enc.grad = (x.T @ upstream).float()
