@@ -148,8 +148,11 @@ def test_the_page_in_jupyterlab(lab):
         page.until("!!window.jupyterapp", "JupyterLab did not start")
         page.run("window.jupyterapp.restored.then(() => true)")
         page.until("!!document.querySelector('.jp-Notebook .jp-CodeCell')", "the notebook did not open")
-        ready = "window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status == 'idle'"
-        page.until(ready, "the kernel did not start", 120)
+        panel = "[...window.jupyterapp.shell.widgets('main')].find(w => w.title.label == 'explore.ipynb')"
+        page.until(f"{panel}?.sessionContext?.session?.kernel?.status == 'idle'", "the kernel did not start", 120)
+        page.run(f"window.jupyterapp.shell.activateById({panel}.id)")
+        page.call("Page.bringToFront")
+        page.until("!!window.jupyterapp.shell.currentWidget", "the notebook did not come to the front")
         page.run("window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => true)")
         page.until("!!document.querySelector('.widget-text input')", "the page was not shown", 180)
 
