@@ -6,6 +6,7 @@ without network takes the same road as a real judge.
 """
 
 import math
+import os
 import re
 from dataclasses import dataclass
 
@@ -98,6 +99,14 @@ def section(text: str, tag: str) -> str:
     """Return what stands between the tags of a rendered rubric; empty if there are none."""
     match = re.search(rf"<{tag}>\n(.*?)\n</{tag}>", text, flags=re.DOTALL)
     return match.group(1) if match else ""
+
+
+def without_keys(text: str) -> str:
+    """Return a text without the values of environment variables that are named like keys."""
+    for name, value in os.environ.items():
+        if re.search(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", name) and len(value) >= 8:
+            text = text.replace(value, f"[{name}]")
+    return text
 
 
 # --------------------------------------------------------------------------------- what it may cost

@@ -28,7 +28,7 @@ from IPython.utils.capture import capture_output
 
 from lib import runs
 from lib.flames import CONDITION
-from lib.judges import REPLY_TOKENS, RUBRICS, Budget, JudgingError, Meter, model_name, tokens_of
+from lib.judges import REPLY_TOKENS, RUBRICS, Budget, JudgingError, Meter, model_name, tokens_of, without_keys
 from lib.verdicts import ORDERS
 
 JUDGE_CONFIG = GenerateConfig(temperature=0.1, max_tokens=1024, max_retries=5)
@@ -96,6 +96,12 @@ def ask(meter: Meter) -> Solver:
             spent = state.output.usage.total_tokens if state.output.usage else tokens_of(request) + REPLY_TOKENS
             calls = [event for event in transcript().events if isinstance(event, ModelEvent)]
             spent = None if calls and calls[-1].cache == "read" else spent
+        except Exception as error:
+            # A provider's message may repeat the key that it refuses, and Inspect would log it three times over.
+            for event in transcript().events:
+                if isinstance(event, ModelEvent):
+                    event.error, event.traceback, event.traceback_ansi, event.call = None, None, None, None
+            raise JudgingError(f"{type(error).__name__}: {without_keys(str(error))}") from None
         finally:
             meter.settle(request, spent)
         return state

@@ -96,8 +96,11 @@ def serve(monkeypatch):
     def start(manner):
         server = Server(manner)
         started.append(server)
-        monkeypatch.setenv("LOOPBACK_BASE_URL", server.url)
-        monkeypatch.setenv("LOOPBACK_API_KEY", KEY)
+        # Inspect keeps a model and its address for as long as the process lives, so each server gets a name of its own.
+        name = f"loopback{server.http.server_address[1]}"
+        monkeypatch.setenv(f"{name.upper()}_BASE_URL", server.url)
+        monkeypatch.setenv(f"{name.upper()}_API_KEY", KEY)
+        server.judge = f"openai-api/{name}/judge"
         return server
 
     async def at_once(seconds):
@@ -107,6 +110,7 @@ def serve(monkeypatch):
     yield start
     for server in started:
         server.http.shutdown()
+        server.http.server_close()
 
 
 def outcomes(responses, folder):
@@ -118,20 +122,20 @@ def test_a_slow_overloaded_server_that_breaks_off_loses_nothing_and_counts_nothi
     faults = ["slow", 429, 500, "cut", "half", 503, "text"]
     server = serve(lambda number, attempt: faults[number % len(faults)] if attempt == 1 else "well")
     responses = responses_of()
-    judging.judge(responses, "openai-api/loopback/judge", tmp_path)
+    judging.judge(responses, server.judge, tmp_path)
     assert outcomes(responses, tmp_path) == {"valid": ASKED}
     assert len(server.answered) == ASKED
     assert set(server.answered.values()) == {1}, "a question that was answered is not asked again"
     assert server.keys == {KEY}
     asked = sum(server.attempts.values())
-    judging.judge(responses, "openai-api/loopback/judge", tmp_path)
+    judging.judge(responses, server.judge, tmp_path)
     assert sum(server.attempts.values()) == asked, "judging again asks nothing"
 
 
 def test_what_stays_broken_is_a_counted_failure(serve, tmp_path):
     server = serve(lambda number, attempt: "malformed" if number % 3 == 0 else "well")
     responses = responses_of()
-    judging.judge(responses, "openai-api/loopback/judge", tmp_path)
+    judging.judge(responses, server.judge, tmp_path)
     found = outcomes(responses, tmp_path)
     assert set(found) == {"valid", "failed"}
     assert found["failed"] + found["valid"] == ASKED
@@ -141,11 +145,11 @@ def test_what_stays_broken_is_a_counted_failure(serve, tmp_path):
 
 @pytest.mark.parametrize("status", [401, 403])
 def test_keys_reach_no_log_and_no_error(serve, tmp_path, capfd, status):
-    serve(lambda number, attempt: status)
+    server = serve(lambda number, attempt: status)
     few = responses_of().groupby("arm").head(1)
     error = ""
     try:
-        judging.judge(few, "openai-api/loopback/judge", tmp_path)
+        judging.judge(few, server.judge, tmp_path)
         assert set(outcomes(few, tmp_path)) <= {"failed", "refused", "invalid"}
     except judges.JudgingError as raised:
         error = str(raised)
@@ -162,7 +166,7 @@ def test_a_killed_judging_goes_on_and_pays_for_what_was_in_flight_at_most(serve,
     server = serve(lambda number, attempt: "slow")
     code = (
         "from pathlib import Path; from tests.test_judging import responses_of; from lib import judging;"
-        f"judging.judge(responses_of(), 'openai-api/loopback/judge', Path({str(tmp_path)!r}))"
+        f"judging.judge(responses_of(), {server.judge!r}, Path({str(tmp_path)!r}))"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(runs.PROJECT), *sys.path])}
     process = subprocess.Popen([sys.executable, "-c", code], cwd=runs.PROJECT, env=environment)
@@ -174,7 +178,7 @@ def test_a_killed_judging_goes_on_and_pays_for_what_was_in_flight_at_most(serve,
     time.sleep(0.5)
     before = sum(server.answered.values())
     responses = responses_of()
-    judging.judge(responses, "openai-api/loopback/judge", tmp_path)
+    judging.judge(responses, server.judge, tmp_path)
     assert outcomes(responses, tmp_path) == {"valid": ASKED}
     again = sum(count - 1 for count in server.answered.values())
     in_flight = 30
@@ -186,13 +190,13 @@ def test_a_budget_stops_before_and_while_asking(serve, tmp_path):
     server = serve(lambda number, attempt: "well")
     responses = responses_of()
     with pytest.raises(judges.JudgingError, match="budget is 10: nobody was asked"):
-        judging.judge(responses, "openai-api/loopback/judge", tmp_path, budget=judges.Budget(calls=10))
+        judging.judge(responses, server.judge, tmp_path, budget=judges.Budget(calls=10))
     assert not server.attempts
     estimated = judging.estimate(responses)
     assert estimated["calls"].sum() == ASKED
     tokens = int(estimated[["input_tokens", "output_tokens"]].sum().sum())
     with pytest.raises(judges.JudgingError, match=f"about {tokens:,} tokens"):
-        judging.judge(responses, "openai-api/loopback/judge", tmp_path, budget=judges.Budget(tokens=tokens - 1))
+        judging.judge(responses, server.judge, tmp_path, budget=judges.Budget(tokens=tokens - 1))
     assert not server.attempts
 
 
@@ -201,9 +205,9 @@ def test_a_budget_that_is_used_up_loses_no_reply_that_was_paid_for(serve, tmp_pa
     responses = responses_of()
     monkeypatch.setattr(judges.Budget, "refuse", lambda self, estimate: None)
     with pytest.raises(judges.JudgingError, match=f"used up after 50 calls and 5,500 tokens; {ASKED - 50} questions"):
-        judging.judge(responses, "openai-api/loopback/judge", tmp_path, budget=judges.Budget(calls=50))
+        judging.judge(responses, server.judge, tmp_path, budget=judges.Budget(calls=50))
     assert sum(server.attempts.values()) == 50
-    judging.judge(responses, "openai-api/loopback/judge", tmp_path, budget=judges.Budget(calls=ASKED - 50))
+    judging.judge(responses, server.judge, tmp_path, budget=judges.Budget(calls=ASKED - 50))
     assert sum(server.attempts.values()) == ASKED
     assert set(server.answered.values()) == {1}
     assert outcomes(responses, tmp_path) == {"valid": ASKED}

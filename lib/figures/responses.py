@@ -65,7 +65,14 @@ def win_rate_against_cost(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     for (arm, layer), line in frame.groupby(["arm", "layer"], sort=False):
         line = line.sort_values("strength")
         shown = {"color": style.ARM_COLOURS[arm], "linestyle": style.LINES[layers.index(layer) % len(style.LINES)]}
-        ax.plot(line["perplexity_ratio"], line["win_rate"], marker="o", label=f"{arm}, layer {layer}", **shown)
+        ax.plot(
+            line["perplexity_ratio"],
+            line["win_rate"],
+            marker="o",
+            linewidth=0.8,
+            label=f"{arm}, layer {layer}",
+            **shown,
+        )
         ax.vlines(line["perplexity_ratio"], line["ci_low"], line["ci_high"], color=shown["color"], alpha=0.5)
         for _, point in line.iterrows():
             where = (point["perplexity_ratio"], point["win_rate"])
@@ -103,7 +110,7 @@ def win_rates(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
     ``frame`` as ``verdicts.summarise`` writes it; the two orders of every pair are averaged.
     """
-    ax = style.axes(ax, figsize=(8, 3.8))
+    ax = style.axes(ax, figsize=(8, 4.4))
     chosen = frame[(frame["rubric"] == "pairwise") & (frame["dimension"] == "all")]
     shades = {"win_rate": "wins", "tie_rate": "ties", "lose_rate": "losses"}
     groups = list(chosen.groupby(["arm", "layer"], sort=False))
@@ -119,7 +126,8 @@ def win_rates(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax.barh(0, 0, color="0.3", alpha=shade, label=name)
     ax.axvline(0.5, color="0.4", linewidth=0.8)
     ax.set(xlabel=f"share of verdicts ({frame['standing'].iloc[0]}); line: 95% interval of the win rate", xlim=(0, 1))
-    ax.set(yticks=range(len(groups)), yticklabels=[style.arm_label(*key) for key, _ in groups])
+    names = [style.arm_label(*key).replace("-\n", "-") for key, _ in groups]
+    ax.set(yticks=range(len(groups)), yticklabels=names)
     ax.invert_yaxis()
     style.legend(ax)
     return ax
