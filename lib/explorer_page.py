@@ -80,11 +80,17 @@ class _Page:
             view = explorer.look(self.action.value, self.layer.value, self.pooling.value)
             shown = render(view, self.layer.value, self.texts.value)
             if self.steered.value:
-                shown += render_answers(explorer.answers(self.action.value, self.layer.value, steered=True))
+                shown += self._answers(explorer)
         except ExplorerError as error:
             self.result.value = _message(str(error))
             return
         self.result.value = f"{shown}<p><small>{time.perf_counter() - started:.2f} s</small></p>"
+
+    def _answers(self, explorer: Explorer) -> str:
+        try:
+            return render_answers(explorer.answers(self.action.value, self.layer.value, steered=True))
+        except ExplorerError as error:
+            return _message(str(error))
 
 
 def render(view: View, layer: int, show_content: bool) -> str:

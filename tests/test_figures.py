@@ -84,3 +84,10 @@ def test_a_caption_leaves_out_what_is_said_of_the_argument():
 
     assert style.caption_of(drawing) == "Number of claims by stage, stacked."
     assert all(style.caption_of(function).count("``") == 0 for function in figures.DRAWINGS.values())
+
+
+def test_a_second_table_is_kept_with_the_figure():
+    table = pd.DataFrame({"name": ["a", ""], "value": [1.5, None], "count": [1, 2]})
+    packed = json.loads(json.dumps(style._packed(table)))
+    pd.testing.assert_frame_equal(style._unpacked(packed), table.replace("", np.nan))
+    assert style._unpacked(style._packed({"layer": 2})) == {"layer": 2}

@@ -39,7 +39,8 @@ def test_a_run_of_ones_own(tmp_path, tiny_model):
     mine = rows[["action", "rot-moral-foundations", "action-moral-judgment", "rot-agree", "rot-bad", "m"]]
     mine.to_csv(tmp_path / "mine.csv", index=False)
     prompts = [
-        {"dimension": dimension, "subcomponent": "mine", "prompt": f"{dimension}?"} for dimension in flames.DIMENSIONS * 2
+        {"dimension": dimension, "subcomponent": "mine", "prompt": f"{dimension}?"}
+        for dimension in flames.DIMENSIONS * 2
     ]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in prompts), encoding="utf-8")
     content |= {

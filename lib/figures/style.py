@@ -41,6 +41,10 @@ def recorded(function: Callable[..., Axes]) -> Callable[..., Axes]:
     def draw(frame: Any, *args: Any, **options: Any) -> Axes:
         ax = function(frame, *args, **options)
         ax.figure.drawn_by = function  # type: ignore[union-attr]
+        # Names, so that a figure drawn again has them whatever their order.
+        bound = inspect.signature(function).bind(frame, *args, **options).arguments
+        ax.figure.drawn_with = dict(list(bound.items())[1:])  # type: ignore[union-attr]
+        ax.figure.drawn_from = frame  # type: ignore[union-attr]
         return ax
 
     return draw
@@ -49,18 +53,23 @@ def recorded(function: Callable[..., Axes]) -> Callable[..., Axes]:
 def publish(figure: Figure, stage: runs.Stage, name: str, frame: pd.DataFrame, alt: str) -> None:
     """Show a figure with its caption and alternative text and keep it beside the table it was drawn from.
 
-    The caption is the first sentence of the drawing function's docstring. What every reader must know of the run
-    (demo data, a substitute for a column) stands below the picture. Files go to
-    ``<run>/figures/<name>.{svg,png,csv,json}``, outside the stage's directory: drawing is not a result. The JSON holds
-    caption, alternative text, the drawing function, the title and the types of the table's columns, which is all that
-    :func:`redraw` needs.
+    The table kept is the one that the function drew; ``frame`` stands in where it drew several at once, and has them in
+    one, told apart by the column ``kind``. The caption is the first sentence of the function's docstring. What every
+    reader must know of the run (demo data, a substitute for a column) stands below the picture.
+
+    Files go to ``<run>/figures/<name>.{svg,png,csv,json}``, outside the stage's directory: drawing is not a result. The
+    JSON holds caption, alternative text, the function and what else it was given, the title and the types of the
+    table's columns, which is all that :func:`redraw` needs.
     """
     folder = stage.run_dir / "figures"
     folder.mkdir(parents=True, exist_ok=True)
+    drawn = figure.drawn_from  # type: ignore[attr-defined]
+    frame = drawn if isinstance(drawn, pd.DataFrame) else frame
     notes = {
         "caption": caption_of(figure.drawn_by),  # type: ignore[attr-defined]
         "alt": alt,
         "drawn_by": figure.drawn_by.__name__,  # type: ignore[attr-defined]
+        "arguments": {key: _packed(value) for key, value in figure.drawn_with.items()},  # type: ignore[attr-defined]
         "title": figure.axes[0].get_title(),
         "notices": stage.notices(),
         "stage": stage.name,
@@ -82,20 +91,30 @@ def publish(figure: Figure, stage: runs.Stage, name: str, frame: pd.DataFrame, a
 
 
 def redraw(table: Path, functions: Mapping[str, Callable[..., Axes]]) -> Figure:
-    """Draw a published figure again from its table (``<name>.csv``) and the notes beside it (``<name>.json``).
-
-    A figure of several tables has them in one, told apart by the column ``kind``.
-    """
+    """Draw a published figure again from its table (``<name>.csv``) and the notes beside it (``<name>.json``)."""
     notes = json.loads(table.with_suffix(".json").read_text(encoding="utf-8"))
     frame = pd.read_csv(table, keep_default_na=False, na_values=[""]).astype(notes["dtypes"])
     function = functions[notes["drawn_by"]]
     several = "Mapping" in str(next(iter(inspect.signature(function).parameters.values())).annotation)
     kinds = {kind: part.drop(columns="kind") for kind, part in frame.groupby("kind", sort=False)} if several else {}
     theme()
-    figure = function(kinds if several else frame).figure
+    arguments = {key: _unpacked(value) for key, value in notes["arguments"].items()}
+    figure = function(kinds if several else frame, **arguments).figure
     figure.axes[0].set_title(notes["title"])
     _sign(figure, notes["notices"])
     return figure
+
+
+def _packed(value: Any) -> Any:
+    if not isinstance(value, pd.DataFrame):
+        return value
+    return {"csv": value.to_csv(index=False), "dtypes": {str(name): str(dtype) for name, dtype in value.dtypes.items()}}
+
+
+def _unpacked(value: Any) -> Any:
+    if not (isinstance(value, dict) and value.keys() == {"csv", "dtypes"}):
+        return value
+    return pd.read_csv(io.StringIO(value["csv"]), keep_default_na=False, na_values=[""]).astype(value["dtypes"])
 
 
 def caption_of(function: Callable[..., Any]) -> str:
