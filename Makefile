@@ -9,7 +9,8 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce plan graph lab test test-fast lint notebooks book readme demo-assets lock clean
+.PHONY: help setup reproduce slurm verify plan graph lab test test-fast test-slurm test-faults lint bench bench-gpu \
+  notebooks book readme demo-assets lock clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -23,13 +24,30 @@ $(READY): requirements.lock pyproject.toml
 
 setup: $(READY) ## create .venv from the lock file
 
-reproduce: $(READY) ## run all nine stages of PROFILE (default: the demo)
-	$(BIN)/python -m snakemake --cores $(CORES) --quiet host rules --keep-incomplete --rerun-incomplete \
-	  --rerun-triggers mtime params input --config profile="$(PROFILE)"
-	@$(BIN)/python -m lib.claims "$(PROFILE)"
+# One job per free card; a job gets its card by name (lib/accelerators.py). Cards and memory of this machine are counted
+# here; a cluster counts its own. A failed model is left out of the comparison, and the last line says which and why.
+SNAKEMAKE = $(BIN)/python -m snakemake --quiet host rules --keep-going --keep-incomplete --rerun-incomplete \
+  --rerun-triggers mtime params input
+HERE = --cores $(CORES) --retries 2 --resources gpu=$$($(BIN)/python -m lib.accelerators count) \
+  mem_mb=$$($(BIN)/python -c 'import psutil; print(psutil.virtual_memory().total // 10**6)')
 
-plan: $(READY) ## show which stages PROFILE would run
-	$(BIN)/python -m snakemake -n --quiet host --rerun-triggers mtime params input --config profile="$(PROFILE)"
+# The whole run; if something failed, once more with the models that are there; then what came out. Any failure is make's.
+RUN = failed=0; $(SNAKEMAKE) $(1) --config profile="$(PROFILE)" || failed=1; \
+  if [ $$failed = 1 ] && $(BIN)/python -m lib.failures "$(PROFILE)"; then \
+    $(SNAKEMAKE) $(1) --config profile="$(PROFILE)" partial=true; fi; \
+  $(BIN)/python -m lib.claims "$(PROFILE)" && exit $$failed
+
+reproduce: $(READY) ## run all nine stages of PROFILE (default: the demo)
+	@$(call RUN,$(HERE))
+
+slurm: $(READY) ## run PROFILE on a Slurm cluster; SLURM="--default-resources slurm_partition=gpu" names its things
+	@$(call RUN,--profile profiles/slurm $(SLURM))
+
+verify: $(READY) ## compare every finished result of PROFILE with its recorded hash; damaged stages are run again next
+	$(BIN)/python -m lib.integrity "$(PROFILE)"
+
+plan: $(READY) ## say what PROFILE will take: jobs, tokens, FLOPs, hours, disk, judge calls and cost
+	$(BIN)/python -m lib.plan "$(PROFILE)"
 
 graph: $(READY) ## draw the graph of stages to figures/pipeline.svg (needs graphviz)
 	@command -v dot >/dev/null || { echo "graphviz is needed to draw the graph: apt-get install graphviz"; exit 1; }
@@ -44,6 +62,18 @@ test: $(READY) lint reproduce ## style, the demo run, all tests, and nbval on th
 
 test-fast: $(READY) ## tests that need no demo run
 	$(BIN)/python -m pytest -q -m "not pipeline" tests
+
+test-slurm: $(READY) ## PROFILE on a real Slurm of two nodes on this machine: one job killed, one node drained (root)
+	$(BIN)/python tests/slurm/run.py "$(PROFILE)"
+
+test-faults: $(READY) ## break things at every boundary of stages, repair, and compare tables
+	$(BIN)/python tests/faults/run.py
+
+bench: $(READY) ## measure everything in benchmarks/ on this machine and render benchmarks/results.md
+	$(BIN)/python benchmarks/run.py
+
+bench-gpu: $(READY) ## the measurements that need a card
+	$(BIN)/python benchmarks/run.py --gpu
 
 lint: $(READY) ## ruff, for style and format
 	$(BIN)/python -m ruff check .

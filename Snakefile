@@ -1,9 +1,13 @@
 """The graph of notebooks: Snakemake runs the nine stages of one profile, each notebook through papermill.
 
-    snakemake --cores all --config profile=profiles/demo.yaml
+    snakemake --cores all --config profile=profiles/demo.yaml             # this machine
+    snakemake --profile profiles/slurm --config profile=profiles/paper.yaml    # a cluster
 
 A job is a notebook with its parameters; what it promises is the manifest of its stage. Parameters of finished stages
-are compared with the profile before anything runs: results of another identity are refused, never reused.
+are compared with the profile before anything runs: results of another identity are refused, never reused. What a job
+reserves (cards, memory, minutes) is what `make plan` says, and more of it after a job was killed for memory.
+
+With `partial=true` the models are compared that have been diagnosed, for runs in which a model failed.
 """
 
 import json
@@ -11,41 +15,75 @@ import sys
 
 from snakemake.exceptions import WorkflowError
 
-from lib import runs
+from lib import failures, parts, plan, runs
 from lib.parameters import STAGES, ParameterError
-from lib.profiles import load_profile, refuse_other_results
+from lib.profiles import PER_MODEL, load_profile, refuse_other_results
 from lib.provenance import sha256_of_json
 
 try:
-    PROFILE = load_profile(config.get("profile", "profiles/demo.yaml"))
+    PROFILE_FILE = config.get("profile", "profiles/demo.yaml")
+    PROFILE = load_profile(PROFILE_FILE)
     refuse_other_results(PROFILE)
 except (ParameterError, runs.MismatchError) as error:
     raise WorkflowError(str(error))
 
 RUN = f"runs/{PROFILE.run}"
-MODELS = list(PROFILE.sources)
-SAE_MODEL = PROFILE.sae_model
+PARTIAL = str(config.get("partial", False)).lower() == "true"
+MODELS = failures.diagnosed(PROFILE) if PARTIAL else list(PROFILE.sources)
 PYTHON = sys.executable
+
+
+def files(notebook):
+    """What a stage reads from outside the run; its models apart, and what it downloads."""
+    values, paths = PROFILE.stage_parameters(notebook), getattr(STAGES[notebook].parameters, "PATHS", ())
+    return [values[name] for name in paths if name != "model_source" and values[name] not in (None, "download")]
 
 
 wildcard_constraints:
     model="[^/]+",
+    part=r"\d+",
 
 
-def manifest(notebook, model=None):
+onstart:
+    if missing := [path for notebook in STAGES for path in files(notebook) if not runs.resolve(path).exists()]:
+        raise WorkflowError(f"input not found: {missing[0]}. Paths start at the project root; see README.")
+
+
+def manifest(notebook, model="{model}"):
     """The file that says a stage is finished."""
-    directory = STAGES[notebook].directory
-    return f"{RUN}/{directory}/manifest.json" if model is None else manifest(notebook).format(model=model)
+    return f"{RUN}/{STAGES[notebook].directory}/manifest.json".format(model=model)
 
 
-def executed(notebook, model=None):
-    """Where the executed notebook goes."""
-    return f"{RUN}/notebooks/{notebook}.ipynb" if model is None else f"{RUN}/notebooks/{notebook}.{model}.ipynb"
+def named(notebook, folder, suffix):
+    """A job's file in one of the run's folders."""
+    return f"{RUN}/{folder}/{plan.job_name(notebook, '{model}')}.{suffix}"
+
+
+def inputs(notebook, whole=True):
+    """Manifests of the stages that a job reads, files from outside, a local model's configuration, and a whole's parts."""
+
+    def of_job(wildcards):
+        model = wildcards.get("model")
+        # A file that has yet to be fetched is missed when the run starts, not when its graph is shown.
+        found = [path for path in files(notebook) if runs.resolve(path).exists()]
+        for stage in plan.NEEDS[notebook]:
+            each = MODELS if notebook == "04_compare_models" else [model or PROFILE.sae_model]
+            found += [manifest(stage, name) for name in each]
+        if notebook == "02_residual_streams" and (path := PROFILE.sources[model].path):
+            found.append(f"{path}/config.json")
+        return found + (parts.markers(PROFILE, notebook, model) if whole else [])
+
+    return of_job
 
 
 def parameters(notebook):
     """The notebook's parameters as JSON, for a job's wildcards."""
-    return lambda wildcards: json.dumps(PROFILE.stage_parameters(notebook, wildcards.get("model")))
+
+    def of_job(wildcards):
+        values = PROFILE.stage_parameters(notebook, wildcards.get("model"))
+        return json.dumps(values | ({"models": MODELS} if "models" in values else {}))
+
+    return of_job
 
 
 def code(notebook):
@@ -53,167 +91,80 @@ def code(notebook):
     return lambda wildcards: sha256_of_json([runs.notebook_code(notebook), runs.code_hash(notebook)])
 
 
-def local_weights(wildcards):
-    """The weights file of a model in a directory; a hub's are not files of this machine."""
-    path = PROFILE.sources[wildcards.model].path
-    return [f"{path}/config.json"] if path else []
+def reserved(notebook, resource):
+    """Cards (gpu), memory (mem_mb) or minutes (runtime) of a job, for the given attempt."""
+    return lambda wildcards, attempt: plan.job(PROFILE, notebook, wildcards.get("model")).resources(attempt)[resource]
 
 
-EXECUTE = "{PYTHON} -m lib.notebooks execute notebooks/{params.notebook}.ipynb {output.notebook:q} {params.parameters:q}"
+EXECUTE = (
+    "{PYTHON} -m lib.notebooks execute notebooks/{params.notebook}.ipynb {output.notebook:q} {params.parameters:q} "
+    "--log {log:q} --cards {resources.gpu} --attempt {resources.attempt}"
+)
 
 
 # Every stage is a target of its own: a stage whose output was removed is made again even where later ones are there.
 rule all:
     input:
-        manifest("01_moral_vectors"),
-        [manifest("02_residual_streams", model) for model in MODELS],
-        [manifest("03_diagnosis", model) for model in MODELS],
-        manifest("04_compare_models"),
-        manifest("05_sparse_autoencoders", SAE_MODEL),
-        manifest("06_feature_alignment", SAE_MODEL),
-        manifest("07_steering", SAE_MODEL),
-        manifest("08_judging", SAE_MODEL),
-        manifest("09_claims"),
+        failures.possible_targets(PROFILE, MODELS, manifest) if PARTIAL else [
+            manifest(notebook, model)
+            for notebook in STAGES
+            for model in (MODELS if notebook in PER_MODEL else [PROFILE.sae_model])
+        ],
 
 
-rule moral_vectors:
-    input:
-        [] if PROFILE.annotations == "download" else PROFILE.annotations,
-    output:
-        manifest=manifest("01_moral_vectors"),
-        notebook=executed("01_moral_vectors"),
-    params:
-        notebook="01_moral_vectors",
-        parameters=parameters("01_moral_vectors"),
-        code=code("01_moral_vectors"),
-    threads: PROFILE.threads
-    shell:
-        EXECUTE
+for NOTEBOOK in STAGES:
+
+    rule:
+        name:
+            NOTEBOOK[3:]
+        input:
+            inputs(NOTEBOOK),
+        output:
+            manifest=manifest(NOTEBOOK),
+            notebook=named(NOTEBOOK, "notebooks", "ipynb"),
+        log:
+            named(NOTEBOOK, "logs", "log"),
+        benchmark:
+            named(NOTEBOOK, "benchmarks", "tsv")
+        params:
+            notebook=NOTEBOOK,
+            parameters=parameters(NOTEBOOK),
+            code=code(NOTEBOOK),
+        threads: PROFILE.threads
+        resources:
+            gpu=reserved(NOTEBOOK, "gpu"),
+            mem_mb=reserved(NOTEBOOK, "mem_mb"),
+            runtime=reserved(NOTEBOOK, "runtime"),
+            attempt=lambda wildcards, attempt: attempt,
+        shell:
+            EXECUTE
 
 
-rule residual_streams:
-    input:
-        manifest("01_moral_vectors"),
-        local_weights,
-    output:
-        manifest=manifest("02_residual_streams"),
-        notebook=executed("02_residual_streams", "{model}"),
-    params:
-        notebook="02_residual_streams",
-        parameters=parameters("02_residual_streams"),
-        code=code("02_residual_streams"),
-    threads: PROFILE.threads
-    shell:
-        EXECUTE
+# With `parts: 4` in the profile a stage that can be shared is shared: its parts run side by side, then the whole.
+for NOTEBOOK in parts.split(PROFILE):
 
-
-rule diagnosis:
-    input:
-        manifest("01_moral_vectors"),
-        manifest("02_residual_streams"),
-    output:
-        manifest=manifest("03_diagnosis"),
-        notebook=executed("03_diagnosis", "{model}"),
-    params:
-        notebook="03_diagnosis",
-        parameters=parameters("03_diagnosis"),
-        code=code("03_diagnosis"),
-    threads: PROFILE.threads
-    shell:
-        EXECUTE
-
-
-rule compare_models:
-    input:
-        [manifest("03_diagnosis", model) for model in MODELS],
-    output:
-        manifest=manifest("04_compare_models"),
-        notebook=executed("04_compare_models"),
-    params:
-        notebook="04_compare_models",
-        parameters=parameters("04_compare_models"),
-        code=code("04_compare_models"),
-    threads: PROFILE.threads
-    shell:
-        EXECUTE
-
-
-rule sparse_autoencoders:
-    input:
-        manifest("01_moral_vectors"),
-        manifest("02_residual_streams", SAE_MODEL),
-    output:
-        manifest=manifest("05_sparse_autoencoders", SAE_MODEL),
-        notebook=executed("05_sparse_autoencoders"),
-    params:
-        notebook="05_sparse_autoencoders",
-        parameters=parameters("05_sparse_autoencoders"),
-        code=code("05_sparse_autoencoders"),
-    threads: PROFILE.threads
-    shell:
-        EXECUTE
-
-
-rule feature_alignment:
-    input:
-        manifest("05_sparse_autoencoders", SAE_MODEL),
-    output:
-        manifest=manifest("06_feature_alignment", SAE_MODEL),
-        notebook=executed("06_feature_alignment"),
-    params:
-        notebook="06_feature_alignment",
-        parameters=parameters("06_feature_alignment"),
-        code=code("06_feature_alignment"),
-    threads: PROFILE.threads
-    shell:
-        EXECUTE
-
-
-rule steering:
-    input:
-        manifest("05_sparse_autoencoders", SAE_MODEL),
-        manifest("06_feature_alignment", SAE_MODEL),
-        PROFILE.prompts,
-    output:
-        manifest=manifest("07_steering", SAE_MODEL),
-        notebook=executed("07_steering"),
-    params:
-        notebook="07_steering",
-        parameters=parameters("07_steering"),
-        code=code("07_steering"),
-    threads: PROFILE.threads
-    shell:
-        EXECUTE
-
-
-rule judging:
-    input:
-        manifest("07_steering", SAE_MODEL),
-    output:
-        manifest=manifest("08_judging", SAE_MODEL),
-        notebook=executed("08_judging"),
-    params:
-        notebook="08_judging",
-        parameters=parameters("08_judging"),
-        code=code("08_judging"),
-    threads: PROFILE.threads
-    shell:
-        EXECUTE
-
-
-rule claims:
-    input:
-        manifest("04_compare_models"),
-        manifest("06_feature_alignment", SAE_MODEL),
-        manifest("08_judging", SAE_MODEL),
-        PROFILE.claims,
-    output:
-        manifest=manifest("09_claims"),
-        notebook=executed("09_claims"),
-    params:
-        notebook="09_claims",
-        parameters=parameters("09_claims"),
-        code=code("09_claims"),
-    threads: PROFILE.threads
-    shell:
-        EXECUTE
+    rule:
+        name:
+            f"{NOTEBOOK[3:]}_part"
+        input:
+            inputs(NOTEBOOK, whole=False),
+        output:
+            temp(parts.marker(PROFILE, NOTEBOOK, "{part}")),
+        log:
+            named(NOTEBOOK, "logs/parts", "{part}.log"),
+        params:
+            notebook=NOTEBOOK,
+            executed=named(NOTEBOOK, "notebooks/parts", "{part}.ipynb"),
+            parameters=parameters(NOTEBOOK),
+            layer=lambda wildcards: PROFILE.layers[min(int(wildcards.part), len(PROFILE.layers)) - 1],
+        threads: PROFILE.threads
+        resources:
+            gpu=reserved(NOTEBOOK, "gpu"),
+            mem_mb=reserved(NOTEBOOK, "mem_mb"),
+            runtime=reserved(NOTEBOOK, "runtime"),
+            attempt=lambda wildcards, attempt: attempt,
+        shell:
+            (
+                "{PYTHON} -m lib.accelerators run {resources.gpu} {PYTHON} -m lib.sae.jobs {params.notebook} "
+                "{PROFILE_FILE:q} {params.layer} > {log:q} 2>&1 && touch {output:q}"
+            ) if NOTEBOOK in parts.LAYERED else EXECUTE.replace("{output.notebook:q}", "{params.executed:q}") + " --part {output:q}"

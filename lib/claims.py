@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lib import runs
+from lib import failures, runs
+from lib.parameters import ParameterError
 from lib.profiles import load_profile
 
 COLUMNS = ("id", "stage", "statement", "relation", "value", "tolerance", "metric", "where")
@@ -177,14 +178,30 @@ def summary(table: pd.DataFrame) -> str:
     return " · ".join(f"{counts.get(name, 0)} {name}" for name in (REPRODUCED, EXPLAINED, DIFFERS, NOT_RUN))
 
 
-def main() -> None:
-    """Print where a profile's claims are and how many got which verdict."""
-    profile = load_profile(sys.argv[1])
-    directory = runs.resolve(f"runs/{profile.run}/claims")
-    print(f"{runs.short(directory / 'claims.csv')}: {summary(pd.read_csv(directory / 'claims.csv'))}")
-    for notice in runs.read_manifest(directory)["notices"]:
-        print(notice)
+def main() -> int:
+    """Print where a profile's claims are, how many got which verdict, and what is missing and why.
+
+    Returns:
+        0, or 1 if something is missing; it is listed in ``runs/<run>/missing.csv`` too.
+    """
+    try:
+        profile = load_profile(sys.argv[1])
+    except ParameterError as error:
+        sys.exit(str(error))
+    run = runs.resolve(f"runs/{profile.run}")
+    if (run / "claims" / "manifest.json").exists():
+        print(f"{runs.short(run / 'claims' / 'claims.csv')}: {summary(pd.read_csv(run / 'claims' / 'claims.csv'))}")
+        for notice in runs.read_manifest(run / "claims")["notices"]:
+            print(notice)
+    gaps = failures.missing(profile)
+    (run / "missing.csv").unlink(missing_ok=True)
+    if len(gaps):
+        runs.write_text_atomically(run / "missing.csv", gaps.to_csv(index=False))
+        print(f"{runs.short(run / 'missing.csv')}: {len(gaps)} results are missing")
+        for gap in gaps.itertuples():
+            print(f"  {gap.stage}{f' of {gap.model}' if gap.model else ''}: {gap.reason} ({gap.log})")
+    return int(len(gaps) > 0)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,12 +8,14 @@ stores them without what differs between machines.
 
 import argparse
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,7 +23,7 @@ from typing import Any
 import nbformat
 import psutil
 
-from lib import runs
+from lib import accelerators, failures, parts, runs, shares
 from lib.parameters import STAGES
 
 NOISE = (
@@ -33,29 +35,84 @@ NOISE = (
 """Lines of papermill and its kernel that say nothing about a run: kernels listen on this machine only."""
 
 
-def execute(notebook: Path, output: Path, parameters: dict[str, Any]) -> int:
-    """Run ``notebook`` with papermill and return its exit status.
+def execute(
+    notebook: Path, output: Path, parameters: dict[str, Any], environment: Mapping[str, str] | None = None
+) -> tuple[int, str]:
+    """Run ``notebook`` with papermill; return its exit status and what it said on the way, noise left out.
 
     The executed notebook is written to ``output`` also when a cell fails, so the error can be read in place. Kernels
     and other descendants are ended with the command, however it ends.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, _interrupt)
+    said: list[str] = []
     command = [sys.executable, "-m", "papermill", str(notebook), str(output), "--parameters_yaml"]
     command += [json.dumps(parameters), "--no-progress-bar", "--log-level", "WARNING"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, encoding="utf-8", errors="replace")
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        env=os.environ | dict(environment or {}),
+    )
     try:
         for line in process.stderr or ():
             if not line.startswith(NOISE):
                 sys.stderr.write(line)
+                said.append(line)
         status = process.wait()
         print(f"{notebook.stem}: {'failed, see' if status else 'done, see'} {runs.short(output)}", flush=True)
-        return status
+        return status, "".join(said)
     finally:
         descendants = psutil.Process().children(recursive=True)
         for descendant in descendants:
             descendant.kill()
         psutil.wait_procs(descendants, timeout=10)
+
+
+def run_job(
+    notebook: Path,
+    output: Path,
+    parameters: dict[str, Any],
+    log: Path,
+    cards: int = 0,
+    attempt: int = 1,
+    part: Path | None = None,
+) -> int:
+    """Run ``notebook`` as one job of a run: with the cards it reserved and no others, a log, and a word on failure.
+
+    With ``part``, a marker named like ``2-of-4``, only that part of the work is done and the marker is written.
+
+    A later attempt is for jobs that ran out of memory or were killed from outside; any other failure would only fail
+    again, so it is reported once more and not repeated.
+    """
+    before = failures.recorded(output)
+    if attempt > 1 and before and not before["memory"]:
+        print(f"{output.stem}: not tried again after {before['error']}: {before['message']}", file=sys.stderr)
+        return 1
+    log.parent.mkdir(parents=True, exist_ok=True)
+    _write_log(log, f"attempt {attempt} began {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}\n", attempt == 1)
+    failures.forget(output)
+    environment = {shares.VARIABLE: part.name} if part else {}
+    with accelerators.reserved(cards) as visible, tempfile.TemporaryDirectory() as folder:
+        if visible is not None:
+            environment[accelerators.VISIBLE] = visible
+        if part:
+            parts.cut(notebook, Path(folder) / notebook.name)
+            notebook = Path(folder) / notebook.name
+        status, said = execute(notebook, output, parameters, environment)
+    _write_log(log, f"cards: {visible or 'none'}\n{said}exit status {status}\n", new=False)
+    if status:
+        failures.record(output, status, dead_kernel="DeadKernelError" in said)
+    elif part:
+        runs.write_text_atomically(part, "")
+    return status
+
+
+def _write_log(log: Path, text: str, new: bool) -> None:
+    with log.open("w" if new else "a", encoding="utf-8") as stream:
+        stream.write(text)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
@@ -88,7 +145,8 @@ def commit() -> int:
         path = runs.PROJECT / "notebooks" / f"{name}.ipynb"
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder) / path.name
-            if status := execute(path, output, {}):
+            status, _ = execute(path, output, {})
+            if status:
                 return status
             notebook = clean(nbformat.read(output, as_version=4))
         runs.write_text_atomically(path, nbformat.writes(notebook) + "\n")
@@ -108,11 +166,17 @@ def main() -> int:
     one.add_argument("notebook", type=Path)
     one.add_argument("output", type=Path)
     one.add_argument("parameters", type=json.loads, help="JSON object")
+    one.add_argument("--log", type=Path, required=True)
+    one.add_argument("--cards", type=int, default=0, help="how many to reserve")
+    one.add_argument("--attempt", type=int, default=1)
+    one.add_argument("--part", type=Path, help="the marker of the part to do, named like 2-of-4")
     commands.add_parser("commit", help="run all notebooks with their defaults and store them")
     arguments = parser.parse_args()
     if arguments.command == "commit":
         return commit()
-    return execute(arguments.notebook, arguments.output, arguments.parameters)
+    settings = vars(arguments)
+    del settings["command"]
+    return run_job(**settings)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import torch
 from nnsight import TransformersModel
 from tqdm.auto import tqdm
 
-from lib import models
+from lib import models, shares
 from lib.store import ActivationStore
 
 TEMPLATE = "{action} is morally"
@@ -82,6 +82,8 @@ def tokenize(model: TransformersModel, actions: list[str]) -> Prompts:
 def extract(model: TransformersModel, prompts: Prompts, store: ActivationStore, token_budget: int) -> None:
     """Fill a store with the pooled residual streams of ``prompts``, skipping the chunks it already has.
 
+    A part of the stage fills its share of the chunks; batches never cross a chunk, so the values are the same.
+
     Args:
         model: an open model.
         prompts: the store's rows.
@@ -93,18 +95,18 @@ def extract(model: TransformersModel, prompts: Prompts, store: ActivationStore, 
         StoreError: another process is writing the store.
     """
     with store.writing(), tqdm(total=len(prompts.actions), desc="residual streams", unit="action") as progress:
-        missing = store.missing_chunks()
+        missing = [rows for rows in shares.share(store.chunks()) if rows in store.missing_chunks()]
         progress.update(len(prompts.actions) - sum(len(rows) for rows in missing))
         for rows in missing:
-            parts = []
+            done = []
             tokens = 0
             for batch in batches(prompts.lengths, rows, token_budget):
                 pooled = pooled_residuals(model, prompts, batch).float().cpu().numpy()
                 _require_finite(pooled, prompts, batch)
-                parts.append(pooled)
+                done.append(pooled)
                 tokens += int(prompts.lengths[batch.start : batch.stop].sum())
                 progress.update(len(batch))
-            store.write_chunk(rows, dict(zip(POOLINGS, np.concatenate(parts, axis=2), strict=True)))
+            store.write_chunk(rows, dict(zip(POOLINGS, np.concatenate(done, axis=2), strict=True)))
             progress.set_postfix_str(f"{tokens:,} tokens in the last stretch")
 
 

@@ -9,6 +9,7 @@ stage whose manifest has been removed (Snakemake does so when an input is newer)
 """
 
 import contextlib
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -39,7 +40,7 @@ from lib.provenance import (
 )
 
 __all__ = [
-    "PROJECT", "MismatchError", "MissingStageError", "Stage", "build", "check_names", "code_hash",
+    "PROJECT", "MismatchError", "MissingStageError", "Stage", "build", "check_names", "code_hash", "locked",
     "modules_used_by", "notebook_code", "open_stage", "parameters", "resolve", "sha256_of", "sha256_of_file", "short",
     "write_parquet", "write_text_atomically",
 ]  # fmt: skip
@@ -87,6 +88,15 @@ def _replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Let one process at a time lay out ``directory``: parts of a stage open it together. The lock lies beside it."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with directory.with_name(f".{directory.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def sha256_of(path: Path) -> str:
@@ -254,16 +264,17 @@ def open_stage(
         "facts": dict(facts or {}),
         "code": code_hash(name),
     }
-    complete = (directory / "manifest.json").exists()
-    plan = _read_plan(directory)
-    if complete:
-        refuse_difference(directory, read_manifest(directory)["identity"], identity)
-    elif plan and not plan["finished"]:
-        refuse_difference(directory, plan["identity"], identity)
-    else:
-        if plan:
-            shutil.rmtree(directory)
-        _write_plan(directory, name, identity, finished=False)
+    with locked(directory):
+        complete = (directory / "manifest.json").exists()
+        plan = _read_plan(directory)
+        if complete:
+            refuse_difference(directory, read_manifest(directory)["identity"], identity)
+        elif plan and not plan["finished"]:
+            refuse_difference(directory, plan["identity"], identity)
+        else:
+            if plan:
+                shutil.rmtree(directory)
+            _write_plan(directory, name, identity, finished=False)
     command = command_for(name, asdict(parameters))
     return Stage(name, resolve(parameters.run_dir), directory, paths, identity, complete, command, started)
 

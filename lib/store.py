@@ -4,12 +4,17 @@ One Zarr array a pooling, of shape [layer, row, width]; a chunk holds a stretch 
 sequentially and an interrupted extraction loses one stretch at most. Rows are distinct actions, in the order of
 ``index.parquet``. A stretch counts as there when its marker, written after its data, is there; markers hold the
 checksum of the data, and :meth:`ActivationStore.verify` compares them.
+
+The arrays can lie in an object store: with ``COMPANION_STORE=s3://bucket/prefix`` (or any other address that fsspec
+knows) they are written there, and everything small, the markers with their checksums among it, stays in the stage's
+directory. A connection that breaks leaves a stretch without its marker, so it is written again.
 """
 
 import contextlib
 import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -19,8 +24,12 @@ import numpy as np
 import pandas as pd
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.storage import FsspecStore
 
-from lib import runs
+from lib import runs, shares
+
+VARIABLE = "COMPANION_STORE"
+"""Environment variable with the address of an object store for the arrays."""
 
 
 class StoreError(ValueError):
@@ -110,11 +119,18 @@ class ActivationStore:
     def writing(self) -> Iterator[None]:
         """Hold the store for writing; the operating system lets go of it when the process ends, however it ends.
 
+        Different parts may write side by side, because a chunk of the arrays belongs to one stretch of rows and a
+        stretch to one part; the same part twice, or a part and the whole, may not.
+
         Raises:
             StoreError: another process is writing.
         """
-        with (self.directory / ".writing").open("w") as lock:
+        part = shares.current()
+        own = ".writing" if part is None else f".writing-{part.number}-of-{part.of}"
+        with (self.directory / ".writing").open("w") as everyone, (self.directory / own).open("w") as lock:
             try:
+                if part is not None:
+                    fcntl.flock(everyone, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise StoreError(
@@ -150,7 +166,7 @@ class ActivationStore:
         return "ok" if _checksum(stored) == recorded else "damaged"
 
     def _array(self, pooling: str) -> zarr.Array:
-        return zarr.open_array(self.directory / "residuals.zarr" / pooling, mode="r+")
+        return zarr.open_array(_place(self.directory, self.description.get("url"), pooling), mode="r+")
 
     def _marker(self, rows: range) -> Path:
         return self.directory / "chunks" / f"{rows.start:08d}.json"
@@ -193,26 +209,41 @@ def create_store(
         "rows_per_chunk": rows_per_chunk,
         "dtype": dtype,
     }
+    if base := os.environ.get(VARIABLE):
+        below = [part for part in Path(runs.short(directory)).parts if part != ".."]
+        description["url"] = "/".join([base.rstrip("/"), *below])
+    with runs.locked(directory):
+        return _open_or_create(directory, index, description)
+
+
+def _open_or_create(directory: Path, index: pd.DataFrame, description: dict[str, Any]) -> ActivationStore:
     path = directory / "store.json"
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
-        different = [key for key in description if found.get(key) != description[key]]
+        different = [key for key in (*description, "url") if found.get(key) != description.get(key)]
         if different:
             key = different[0]
-            raise StoreError(f"{runs.short(directory)} has {key} = {found.get(key)!r}, not {description[key]!r}")
+            raise StoreError(f"{runs.short(directory)} has {key} = {found.get(key)!r}, not {description.get(key)!r}")
         return ActivationStore(directory)
     runs.write_parquet(directory / "index.parquet", index)
     for pooling in description["poolings"]:
         zarr.create_array(
-            directory / "residuals.zarr" / pooling,
-            shape=(layers, len(index), width),
-            chunks=(1, min(rows_per_chunk, len(index)), width),
-            dtype=dtype,
+            _place(directory, description.get("url"), pooling),
+            shape=(description["layers"], len(index), description["width"]),
+            chunks=(1, min(description["rows_per_chunk"], len(index)), description["width"]),
+            dtype=description["dtype"],
             compressors=[BloscCodec(cname="zstd", clevel=3), Crc32cCodec()],
             overwrite=True,
         )
     runs.write_text_atomically(path, json.dumps(description, indent=1))
     return ActivationStore(directory)
+
+
+def _place(directory: Path, url: str | None, pooling: str) -> Path | FsspecStore:
+    """Where the array of a pooling lies: in the stage's directory, or in an object store."""
+    if url is None:
+        return directory / "residuals.zarr" / pooling
+    return FsspecStore.from_url(f"{url}/residuals.zarr/{pooling}")
 
 
 def _checksum(values: np.ndarray) -> str:

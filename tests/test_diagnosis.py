@@ -461,6 +461,9 @@ def test_equally_typical_rows_have_no_gradient():
     assert found.loc[found["category"] != "all", "reason"].str.contains("equally typical").all()
 
 
+PEOPLE = pd.DataFrame({"dimension": "mean", "metric": ["spearman", "r2"], "value": [0.5, 0.3]})
+
+
 class Store:
     """Pooled residual streams in memory, as ``lib.store.ActivationStore`` gives them."""
 
@@ -500,8 +503,12 @@ def a_model(strength, first_token=0.0, layers_=2, seed=0):
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_the_whole_diagnosis_finds_planted_geometry(pooling):
     tables = layers.diagnose(*a_model(4.0), "planted", pooling, 40, 40, 2, 10_000, 0)
-    verdict = verdicts.verdicts(tables).set_index("kind")["verdict"]
+    verdict = verdicts.verdicts(tables, PEOPLE).set_index("kind")["verdict"]
     assert (verdict.loc[["categorical", "gradient", "dimensional"]] == verdicts.NOT_INDIFFERENT).all()
+    assert verdicts.verdicts(tables, PEOPLE).set_index("kind")["ceiling"].dropna().to_dict() == {
+        "gradient": 0.5,
+        "dimensional": 0.3,
+    }
     for kind, table in tables.items():
         assert set(table["layer"]) == {0, 1}, kind
         unknown = {part for arm in table["arm"] for part in arm.split(", ")} - set(controls.ARMS)
@@ -522,7 +529,7 @@ def test_a_damaged_layer_is_reported_and_the_others_are_analysed():
         assert bad["value"].isna().all(), kind
         assert bad["reason"].str.startswith("not computed, because the layer").all(), kind
         assert table.loc[table["layer"] == 2, "value"].notna().any(), kind
-    verdict = verdicts.verdicts(tables).set_index("kind")
+    verdict = verdicts.verdicts(tables, PEOPLE).set_index("kind")
     assert (verdict.loc[["categorical", "gradient", "dimensional"], "layer"] == 2).all()
     assert set(gradient.peaks(tables["gradient"])["layer"]) == {2}
 
@@ -531,7 +538,7 @@ def test_a_damaged_layer_is_reported_and_the_others_are_analysed():
 def test_the_whole_diagnosis_finds_nothing_in_nothing(first_token):
     """Also where a large first token and length dominate: high cosines, and still no moral content."""
     tables = layers.diagnose(*a_model(0.0, first_token), "nothing", "mean", 40, 40, 2, 10_000, 0)
-    assert set(verdicts.verdicts(tables)["verdict"]) == {verdicts.INDIFFERENT}
+    assert set(verdicts.verdicts(tables, PEOPLE)["verdict"]) == {verdicts.INDIFFERENT}
 
 
 def test_words_only_knows_words_and_nothing_else():

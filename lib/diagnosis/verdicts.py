@@ -35,6 +35,8 @@ class Measure(NamedTuple):
     metric: str
     nulls: dict[str, str]
     label: tuple[str, str]
+    ceiling: str = ""
+    """Metric of the human ceiling that bounds the careful measure, if there is one."""
 
 
 MEASURES = (
@@ -54,7 +56,7 @@ MEASURES = (
             "shuffled_without_prototypes": "typicality shuffled", "without_prototypes, length_only": "length alone",
             "without_prototypes, words_only": "words without a model",
         },
-        ("category", "all"),
+        ("category", "all"), "spearman",
     ),
     Measure(
         "structural", "peak adjusted Rand index, polarity", "at best about 0.5",
@@ -72,18 +74,18 @@ MEASURES = (
             "shuffled_within_foundations": "labels shuffled within foundations", "ridge, length_only": "length alone",
             "ridge, words_only": "words without a model",
         },
-        ("target", "all"),
+        ("target", "all"), "r2",
     ),
 )  # fmt: skip
 """The four kinds, as arms and metrics of the tables of ``lib.diagnosis.layers.diagnose``."""
 
 
-def verdicts(tables: dict[str, pd.DataFrame], ceiling: float | None = None) -> pd.DataFrame:
+def verdicts(tables: dict[str, pd.DataFrame], ceiling: pd.DataFrame) -> pd.DataFrame:
     """Return one row for each kind of indifference.
 
     Args:
         tables: as ``lib.diagnosis.layers.diagnose`` returns them.
-        ceiling: R squared of one annotator's vector for another's, where it is known.
+        ceiling: how well one annotator predicts another, as notebook 01 writes it.
 
     Returns:
         Columns ``COLUMNS``. ``ours`` is the published measure; ``careful`` with its 95% interval is taken at the layer where
@@ -93,14 +95,15 @@ def verdicts(tables: dict[str, pd.DataFrame], ceiling: float | None = None) -> p
     return pd.DataFrame([_row(tables[measure.kind], measure, ceiling) for measure in MEASURES], columns=COLUMNS)
 
 
-def _row(table: pd.DataFrame, measure: Measure, ceiling: float | None) -> tuple:
+def _row(table: pd.DataFrame, measure: Measure, ceiling: pd.DataFrame) -> tuple:
     column, label = measure.label
     rows = table[(table["metric"] == measure.metric) & (table[column] == label)]
     pooling = CAREFUL_POOLING if (rows["arm"] == named(measure.careful, CAREFUL_POOLING)).any() else PUBLISHED
     measured = _by_layer(rows, named(measure.careful, pooling))
     nulls = {name: _null(rows, arm, pooling) for arm, name in measure.nulls.items()}
     nulls = {name: null for name, null in nulls.items() if null["ci_high"].notna().any()}
-    limit = ceiling if measure.kind == "dimensional" and ceiling is not None else float("nan")
+    people = ceiling[(ceiling["dimension"] == "mean") & (ceiling["metric"] == measure.ceiling)]["value"]
+    limit = float(people.iloc[0]) if len(people) else float("nan")
     where = f"{measure.careful_name}, {pooling} token" if pooling == CAREFUL_POOLING else measure.careful_name
     names = (measure.kind, measure.published, measure.published_value, _published(table, measure), where)
     missing = float("nan")

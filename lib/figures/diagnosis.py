@@ -71,18 +71,23 @@ def separability(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def gradients(frame: pd.DataFrame) -> Axes:
-    """Left: Spearman by layer as published, one line a category; right: means without prototypes, one line an arm."""
+def gradients(frame: pd.DataFrame, ceiling: pd.DataFrame) -> Axes:
+    """Left: Spearman by layer as published, one line a category; right: means without prototypes, one line an arm.
+
+    The dashed line is the human ceiling, ``ceiling`` as notebook 01 writes it.
+    """
     _, (left, right) = plt.subplots(1, 2, figsize=(13, 4.2))
     chosen = frame[frame["metric"] == "spearman"]
     single, mean = chosen[chosen["category"] != "all"], chosen[chosen["category"] == "all"]
     style.lines(left, single[single["arm"] == "published"], "category", COLOURS)
     style.band(left, single[single["arm"] == "shuffled"], "typicality shuffled (95%)")
+    style.ceiling(left, ceiling, "spearman")
     left.axhline(0.55, color="0.4", linewidth=0.8, linestyle=":", label="published bound of every peak")
     left.set(ylabel="Spearman correlation with typicality", title="as published")
     style.layer_axis(left)
     style.legend(left)
     style.band(right, mean[mean["arm"] == "shuffled_without_prototypes"], "typicality shuffled (95%)")
+    style.ceiling(right, ceiling, "spearman")
     _representations(right, mean, "without_prototypes")
     right.set(ylabel="mean over the ten categories", title="without the prototypes' rows")
     return left
@@ -114,8 +119,11 @@ def clusters(frame: pd.DataFrame) -> Axes:
 LABELINGS = ("foundation", "polarity", "foundation and polarity")
 
 
-def probes(frame: pd.DataFrame) -> Axes:
-    """R squared by layer, mean over the ten dimensions: the published probe and ridge, and every representation."""
+def probes(frame: pd.DataFrame, ceiling: pd.DataFrame) -> Axes:
+    """R squared by layer, mean over the ten dimensions: the published probe and ridge, and every representation.
+
+    The dashed line is the human ceiling, ``ceiling`` as notebook 01 writes it.
+    """
     _, (left, right) = plt.subplots(1, 2, figsize=(13, 4.2))
     chosen = frame[(frame["target"] == "all") & frame["metric"].isin(["r2", "adjusted_r2"])]
     shown = {
@@ -130,10 +138,12 @@ def probes(frame: pd.DataFrame) -> Axes:
     palette = dict(zip(shown.values(), sns.color_palette("colorblind", len(shown)), strict=True))
     style.lines(left, named[named["label"] != ""], "label", palette)
     left.axhline(0, color="0.4", linewidth=0.8)
+    style.ceiling(left, ceiling, "r2")
     left.set(ylabel="R squared on held-out rows", title="pooled as published")
     style.layer_axis(left)
     style.legend(left, "probe")
     style.band(right, chosen[chosen["arm"] == "shuffled_within_foundations, last"], "shuffled within foundations (95%)")
+    style.ceiling(right, ceiling, "r2")
     _representations(right, chosen[chosen["metric"] == "r2"], "ridge")
     right.set(ylabel="R squared of ridge", title="every representation")
     return left

@@ -157,9 +157,27 @@ def band(ax: Axes, frame: pd.DataFrame, label: str) -> None:
 
 
 def layer_axis(ax: Axes) -> None:
-    """Label the horizontal axis as whole layers."""
+    """Label the horizontal axis as whole layers, and above as relative depth, which compares between models."""
+    last = max(ax.dataLim.x1, 1)
     ax.set_xlabel("layer (index of the decoder block)")
     ax.xaxis.get_major_locator().set_params(integer=True)
+    depth = ax.secondary_xaxis("top", functions=(lambda layer: layer / last, lambda depth: depth * last))
+    depth.set_xlabel("relative depth", fontsize="x-small")
+    depth.tick_params(labelsize="x-small")
+
+
+def ceiling(ax: Axes, frame: pd.DataFrame, metric: str) -> None:
+    """Draw the human ceiling, where it is known, as a dashed line with its interval.
+
+    Args:
+        ax: whose vertical axis is in units of ``metric``.
+        frame: as notebook 01 writes it to ``vectors/ceiling.parquet``.
+        metric: ``spearman`` or ``r2``; the mean over the ten dimensions is drawn.
+    """
+    people = frame[(frame["dimension"] == "mean") & (frame["metric"] == metric)].dropna(subset="value")
+    for _, row in people.iterrows():
+        ax.axhline(row["value"], color="black", linestyle="--", linewidth=1.2, label="one annotator for another")
+        ax.axhspan(row["ci_low"], row["ci_high"], color="black", alpha=0.06, linewidth=0)
 
 
 def nulls(ax: Axes, frame: pd.DataFrame, arms: Mapping[str, str]) -> None:
@@ -193,10 +211,19 @@ ARM_COLOURS = {
     "aligned": "#4477AA",
     "shuffled": "#EE6677",
     "random": "#CCBB44",
+    "random-weights": "#AA3377",
+    "random-sae": "#AA3377",
+    "random-direction": "#228833",
+    "mean-difference": "#EE9955",
     "people": "#222222",
 }
 
 
+LINES = ("-", "--", ":", "-.")
+"""Styles of lines, for the layers of one arm."""
+
+
 def arm_label(arm: str, layer: Any) -> str:
     """Name an arm and, where it has one, its layer."""
-    return arm if pd.isna(layer) else f"{arm}\nlayer {layer}"
+    name = arm.replace("-", "-\n")
+    return name if pd.isna(layer) else f"{name}\nlayer {layer}"

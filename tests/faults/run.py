@@ -1,0 +1,244 @@
+"""Break things at every boundary of stages, run again, and compare tables with those of an undisturbed run.
+
+    python tests/faults/run.py [--kinds kill,remove] [--stages 02,05] [--workers 2]
+
+For every stage and kind of fault: the undisturbed run is copied as it was before that stage (or, for faults of what is
+already written, after it), the fault happens, the same command is given again, and the stage's tables must be the
+undisturbed ones byte for byte. Nothing else may be needed than what the README says: for damaged files `make verify`.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import runs_compared  # noqa: E402
+
+from lib.parameters import STAGES  # noqa: E402
+
+PROFILE = yaml.safe_load((Path(__file__).parent / "tiny.yaml").read_text())
+REFERENCE = ROOT / "runs" / PROFILE["run"]
+MODEL = PROFILE["sae_model"]
+WAIT_SECONDS = 600
+WITHOUT_ROOTS_RIGHTS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+
+
+class NotHere(RuntimeError):
+    """This machine cannot stage this fault; the message says what it lacks."""
+
+
+class Case:
+    """One stage of one copied run, before or after it has run."""
+
+    def __init__(self, kind: str, stage: str) -> None:
+        self.kind, self.stage = kind, stage
+        self.name = f"faults-{kind.replace(' ', '-')}-{stage[:2]}"
+        self.run = ROOT / "runs" / self.name
+        self.directory = self.run / STAGES[stage].directory.format(model=MODEL)
+        self.profile = ROOT / "runs" / f".{self.name}.yaml"
+
+    def prepare(self, finished: bool) -> None:
+        """Copy the undisturbed run, with or without this stage."""
+        shutil.copytree(REFERENCE, self.run, dirs_exist_ok=True)
+        self.profile.write_text(yaml.safe_dump(PROFILE | {"run": self.name}))
+        if not finished:
+            shutil.rmtree(self.directory)
+
+    def command(self) -> list[str]:
+        """The command that makes this stage, as Snakemake gives it to anyone."""
+        target = (self.directory / "manifest.json").relative_to(ROOT).as_posix()
+        return [
+            sys.executable, "-m", "snakemake", target, "--cores", "1", "--nolock", "--rerun-triggers", "mtime",
+            "--rerun-incomplete", "--keep-incomplete", "--quiet", "all", "--config", f"profile={self.profile}",
+        ]  # fmt: skip
+
+    def start(self, prefix: tuple[str, ...] = ()) -> psutil.Popen:
+        """Start the command in the background."""
+        with (ROOT / "runs" / f".{self.name}.log").open("a") as log:
+            return psutil.Popen([*prefix, *self.command()], cwd=ROOT, stdout=log, stderr=log)
+
+    def again(self) -> list[str]:
+        """Give the command once more; returns what differs from the undisturbed run."""
+        status = self.start().wait(WAIT_SECONDS)
+        different = [name for name in runs_compared.differences(REFERENCE, self.run)]
+        return ([f"exit status {status}"] if status else []) + different
+
+    def begun(self, process: psutil.Popen) -> None:
+        """Wait until the stage has begun to compute."""
+        _until(lambda: (self.directory / "plan.json").exists() or not process.is_running(), "the stage to begin")
+
+    def remove(self) -> None:
+        """Remove the copy."""
+        shutil.rmtree(self.run, ignore_errors=True)
+        self.profile.unlink(missing_ok=True)
+
+
+def _until(true: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not true():
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"waited too long for {what}")
+        time.sleep(0.05)
+
+
+# ------------------------------------------------------------------------------------------- faults
+
+
+def kill(case: Case) -> None:
+    """Everything that works on the stage dies at once, as by the power or the out-of-memory killer."""
+    case.prepare(finished=False)
+    process = case.start()
+    case.begun(process)
+    for each in [*process.children(recursive=True), process]:
+        if each.is_running():
+            each.kill()
+    process.wait()
+
+
+def cut(case: Case) -> None:
+    """The kernel loses its connection: papermill dies, and nothing may stay behind."""
+    case.prepare(finished=False)
+    process = case.start()
+    case.begun(process)
+    family = process.children(recursive=True)
+    for each in family:
+        if each.is_running() and "papermill" in each.cmdline():
+            each.kill()
+    process.wait(WAIT_SECONDS)
+    if left := [each.pid for each in family if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]:
+        raise AssertionError(f"processes stay behind: {left}")
+
+
+def fill_disk(case: Case) -> None:
+    """No space is left when the stage writes."""
+    case.run.mkdir(parents=True)
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256m", "none", str(case.run)], capture_output=True
+    ).returncode:
+        case.run.rmdir()
+        raise NotHere("a small file system cannot be mounted; needs root")
+    case.prepare(finished=False)
+    filler = case.run / "filler"
+    free = shutil.disk_usage(case.run).free
+    subprocess.run(["fallocate", "-l", str(free), str(filler)], check=True)
+    if case.start().wait(WAIT_SECONDS) == 0:
+        raise AssertionError("the stage finished on a full disk")
+    filler.unlink()
+
+
+def revoke(case: Case) -> None:
+    """The run's directory may no longer be written."""
+    if os.geteuid() == 0 and shutil.which("setpriv") is None:
+        raise NotHere("root may write everywhere, and setpriv, which takes that right away, is not installed")
+    case.prepare(finished=False)
+    parent = case.directory.parent
+    parent.chmod(0o555)
+    try:
+        if case.start(tuple(WITHOUT_ROOTS_RIGHTS) if os.geteuid() == 0 else ()).wait(WAIT_SECONDS) == 0:
+            raise AssertionError("the stage finished where it may not write")
+    finally:
+        parent.chmod(0o755)
+
+
+def corrupt(case: Case) -> None:
+    """A byte in the middle of the stage's largest result changes; `make verify` notices."""
+    case.prepare(finished=True)
+    file = _largest_result(case)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    file.write_bytes(content)
+    _verify(case)
+
+
+def remove(case: Case) -> None:
+    """The stage's largest result is gone; `make verify` notices."""
+    case.prepare(finished=True)
+    _largest_result(case).unlink()
+    _verify(case)
+
+
+def _largest_result(case: Case) -> Path:
+    files = [
+        path for path in case.directory.rglob("*") if path.is_file() and "/." not in str(path.relative_to(case.run))
+    ]
+    aside = ("manifest.json", "plan.json")
+    return max(
+        (path for path in files if path.name not in aside and "logs" not in path.parts), key=lambda p: p.stat().st_size
+    )
+
+
+def _verify(case: Case) -> None:
+    command = [sys.executable, "-m", "lib.integrity", str(case.profile)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    if (case.directory / "manifest.json").exists():
+        raise AssertionError("the damage was not noticed")
+
+
+KINDS: dict[str, Callable[[Case], None]] = {
+    "kill": kill,
+    "cut": cut,
+    "full": fill_disk,
+    "revoke": revoke,
+    "corrupt": corrupt,
+    "remove": remove,
+}
+
+
+def survive(kind: str, stage: str) -> str:
+    """Stage one fault and repair it; returns ``survived``, ``skipped: why`` or what went wrong."""
+    case = Case(kind, stage)
+    case.remove()
+    try:
+        KINDS[kind](case)
+        wrong = case.again()
+    except NotHere as missing:
+        return f"skipped: {missing}"
+    except (AssertionError, RuntimeError, subprocess.CalledProcessError, psutil.TimeoutExpired) as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        if os.path.ismount(case.run):
+            subprocess.run(["umount", "-l", str(case.run)], check=True)
+        case.remove()
+    return "survived" if not wrong else f"differs: {', '.join(wrong[:3])}"
+
+
+def main() -> int:
+    """Run the undisturbed pipeline, then every fault at every boundary, and count."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--stages", default=",".join(stage[:2] for stage in STAGES))
+    parser.add_argument("--workers", type=int, default=2)
+    asked = parser.parse_args()
+    reference = [sys.executable, "-m", "snakemake", "--cores", "all", "--quiet", "all", "--rerun-incomplete"]
+    profile = (Path(__file__).parent / "tiny.yaml").relative_to(ROOT)
+    subprocess.run([*reference, "--config", f"profile={profile}"], cwd=ROOT, check=True)
+    stages = [stage for stage in STAGES if stage[:2] in asked.stages.split(",")]
+    cases = [(kind, stage) for kind in asked.kinds.split(",") for stage in stages]
+    started = time.monotonic()
+    outcomes = []
+    with ThreadPoolExecutor(asked.workers) as pool:
+        for (kind, stage), outcome in zip(cases, pool.map(lambda case: survive(*case), cases), strict=True):
+            outcomes.append(outcome)
+            print(f"{kind:8} {stage:22} {outcome}", flush=True)
+    tried = [outcome for outcome in outcomes if not outcome.startswith("skipped")]
+    survived = tried.count("survived")
+    print(
+        f"{len(tried)} faults tried, {survived} survived, {len(outcomes) - len(tried)} skipped, "
+        f"in {time.monotonic() - started:.0f} s"
+    )
+    return int(survived < len(tried) or not tried)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

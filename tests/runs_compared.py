@@ -1,0 +1,23 @@
+"""Compare two runs byte by byte, as the tests of clusters and of faults do."""
+
+import hashlib
+from pathlib import Path
+
+RESULTS = (".parquet", ".csv", ".jsonl", ".safetensors")
+
+
+def digests(run: Path) -> dict[str, str]:
+    """Sha256 of every table, list of answers and weights of a run, by path; figures, notebooks and logs left out."""
+    found = {}
+    for path in sorted(run.rglob("*")):
+        name = path.relative_to(run).as_posix()
+        aside = name.startswith(("figures/", "notebooks/", "logs/", "benchmarks/")) or "/." in f"/{name}"
+        if path.is_file() and path.suffix in RESULTS and not aside and "/logs/" not in name:
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def differences(first: Path, second: Path) -> list[str]:
+    """Paths that only one run has or whose bytes differ."""
+    one, other = digests(first), digests(second)
+    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))

@@ -1,0 +1,57 @@
+"""How benchmarks are stored and rendered: spreads, fitted exponents, and cells that nobody has measured."""
+
+import sys
+
+import pandas as pd
+import pytest
+
+from lib.provenance import PROJECT
+
+sys.path.insert(0, str(PROJECT / "benchmarks"))
+
+import cells
+import run
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+def test_a_planted_exponent_is_found(power):
+    amounts = [64, 128, 512, 2048]
+    assert cells.exponent(amounts, [3 * amount**power for amount in amounts]) == pytest.approx(power)
+
+
+@pytest.fixture
+def stored(tmp_path, monkeypatch):
+    monkeypatch.setattr(cells, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(run, "HERE", tmp_path)
+    return tmp_path
+
+
+def test_cells_keep_minimum_median_maximum_machine_and_versions(stored):
+    cells.record("a thing", "a peer", [1.0, 2.0, 4.0], [4.0, 4.0, 4.0])
+    (row,) = run.measured().to_dict("records")
+    assert (row["times_faster_min"], row["times_faster_median"], row["times_faster_max"]) == (1.0, 2.0, 4.0)
+    assert (row["ours_seconds_min"], row["ours_seconds_max"], row["rounds"]) == (1.0, 4.0, 3)
+    assert "cores" in row["machine"]
+    assert row["torch"]
+
+
+def test_growth_is_shown_with_its_exponent(stored):
+    cells.record_growth("a thing", "rows", [10, 100, 1000], [[1.0, 1.1], [10.0, 11.0], [100.0, 110.0]])
+    expected = pd.DataFrame([{"cell": "a thing", "peer": "itself, more rows", "device": "cpu", "module": "x"}])
+    assert run.table(run.measured(), expected)["result"].tolist() == ["cost grows with exponent 1.00 (1.00 to 1.00)"]
+
+
+def test_a_cell_without_a_measurement_says_so(stored):
+    cells.record("a thing", "a peer", [1.0], [3.0])
+    expected = pd.DataFrame([{"cell": "a thing", "peer": "a peer", "device": "gpu", "module": "x"}])
+    rows = run.table(run.measured(), expected)
+    assert rows.set_index("device")["result"].to_dict() == {
+        "cpu": "3.00 times as fast (3.00 to 3.00)",
+        "gpu": "not measured",
+    }
+    assert "| a thing | a peer | not measured |  | gpu |" in run.markdown(rows)
+
+
+def test_every_expected_cell_names_a_module_that_is_there():
+    modules = {path.stem for path in run.modules()}
+    assert set(pd.read_csv(PROJECT / "benchmarks" / "cells.csv")["module"]) <= modules

@@ -1,0 +1,110 @@
+"""The plan of a run, against counts made by hand and against what the demo run holds."""
+
+import json
+import os
+import socket
+from dataclasses import replace
+
+import pytest
+
+from lib import plan, runs
+from lib.parameters import STAGES
+from lib.profiles import load_profile
+
+PAPER = load_profile("profiles/paper.yaml")
+DEMO = load_profile("profiles/demo.yaml")
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    def refused(*_):
+        raise AssertionError("a plan must not touch the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refused)
+
+
+def test_the_papers_run_has_two_jobs_a_model_and_seven_more():
+    jobs = list(plan.jobs(PAPER))
+    assert len(jobs) == 2 * 23 + 7
+    assert [name for name in dict.fromkeys(job.notebook for job in jobs)] == list(STAGES)
+
+
+def test_every_model_of_the_paper_is_known():
+    assert all(plan.size(source) for source in PAPER.sources.values())
+
+
+def test_judge_calls_are_counted_as_they_are_asked():
+    steered = len([arm for arm in PAPER.arms if arm != "baseline"]) * 36
+    prompts = plan.work(PAPER).prompts
+    assert plan.job(PAPER, "08_judging").judge_calls == prompts * (2 * (steered + 1) + 2 * steered)
+
+
+def test_large_models_get_as_many_cards_as_their_weights_need_and_small_ones_none():
+    needed = {name: plan.job(PAPER, "02_residual_streams", name).cards for name in PAPER.sources}
+    assert needed["qwen3-8b"] == 1
+    assert needed["qwen3-235b-a22b"] == 8  # 470 GB and headroom on cards of 80 GB
+    assert all(job.cards == 0 for job in plan.jobs(DEMO))
+    processor = {"01_moral_vectors", "03_diagnosis", "04_compare_models", "08_judging", "09_claims"}
+    assert not any(job.cards for job in plan.jobs(PAPER) if job.notebook in processor)
+
+
+def test_a_mixture_of_experts_costs_what_its_active_parameters_cost():
+    dense = plan.job(PAPER, "02_residual_streams", "qwen3-32b")
+    sparse = plan.job(PAPER, "02_residual_streams", "qwen3-235b-a22b")
+    assert sparse.flops < dense.flops
+    assert sparse.memory_bytes > 0
+
+
+def test_a_killed_job_gets_more_memory_and_time():
+    job = plan.job(PAPER, "02_residual_streams", "qwen3-8b")
+    first, second = job.resources(1), job.resources(2)
+    assert second["mem_mb"] == 2 * first["mem_mb"]
+    assert second["runtime"] > first["runtime"]
+    assert second["gpu"] == first["gpu"] + 1
+    assert plan.job(PAPER, "03_diagnosis", "qwen3-8b").resources(3)["gpu"] == 0
+
+
+def test_more_of_a_thing_costs_more():
+    longer = replace(PAPER, sae_epochs=2 * PAPER.sae_epochs)
+    assert plan.job(longer, "05_sparse_autoencoders").flops == 2 * plan.job(PAPER, "05_sparse_autoencoders").flops
+    assert plan.table(replace(PAPER, layers=[1])).iloc[-1]["gpu_hours"] < plan.table(PAPER).iloc[-1]["gpu_hours"]
+
+
+def test_the_whole_is_the_sum_of_the_stages():
+    table = plan.table(PAPER)
+    for column in ("jobs", "tokens", "flops", "gpu_hours", "disk_gigabytes", "judge_calls", "cost_dollars"):
+        assert table[column].iloc[:-1].sum() == pytest.approx(table[column].iloc[-1])
+
+
+def test_the_report_shows_its_assumptions_and_its_calibration():
+    text = plan.report(PAPER)
+    assert "reading_share = 0.35" in text
+    assert "calibration: run 'paper'" in text
+    assert "unknown" in plan.report(replace(PAPER, judge="someone/unpriced"))
+
+
+def test_an_unknown_card_is_named():
+    with pytest.raises(ValueError, match="'H1000' is not in data/accelerators"):
+        plan.table(replace(PAPER, card="H1000"))
+
+
+def test_a_measured_run_is_compared_with_its_plan(tmp_path):
+    profile = replace(DEMO, run=os.path.relpath(tmp_path, runs.PROJECT / "runs"))
+    folder = tmp_path / "benchmarks"
+    folder.mkdir()
+    (folder / "01_moral_vectors.tsv").write_text("s\tmax_rss\n24.0\t500\n")
+    measured = plan.took(profile)
+    assert measured["took"].tolist() == [24.0]
+    assert "1 jobs, planned 12 s, took 24 s" in plan.calibration(profile)
+
+
+def test_the_demos_plan_agrees_with_the_demos_results(demo_run):
+    work = plan.work(DEMO)
+    description = json.loads((demo_run / "activations" / "moral-small" / "store.json").read_text())
+    assert work.actions == description["rows"]
+    size = plan.size(DEMO.sources["moral-small"])
+    assert (size.layers, size.width) == (description["layers"], description["width"])
+    verdicts = plan.job(DEMO, "08_judging").judge_calls
+    manifest = runs.read_manifest(demo_run / "judgements" / "moral-small")
+    assert set(manifest["identity"]["parameters"]["arms"]) == set(DEMO.arms)
+    assert verdicts == 62 * (2 * len(DEMO.arms) + 2 * (len(DEMO.arms) - 1))
