@@ -31,8 +31,11 @@ from lib.flames import CONDITION
 from lib.judges import REPLY_TOKENS, RUBRICS, Budget, JudgingError, Meter, model_name, tokens_of, without_keys
 from lib.verdicts import ORDERS
 
-JUDGE_CONFIG = GenerateConfig(temperature=0.1, max_tokens=1024, max_retries=5)
-"""The published temperature. Retries are Inspect's alone: a second layer would multiply them."""
+JUDGE_CONFIG = GenerateConfig(temperature=0.1, max_tokens=1024, max_retries=5, max_connections=20)
+"""The published temperature. Retries are Inspect's alone: a second layer would multiply them.
+
+What is in flight when judging is killed is paid twice, so connections are limited.
+"""
 
 LOG_BUFFER = 20
 """Verdicts that may be lost by a kill: Inspect writes its log after so many samples."""
