@@ -24,7 +24,7 @@ from sae_lens.config import SAETrainerConfig
 from lib import runs
 from lib.sae import train
 
-WIDTH, EXPANSION, BATCH, STEPS, ROUNDS = 256, 16, 2048, 4, 5
+WIDTH, EXPANSION, BATCH, STEPS, ROUNDS = 256, 16, 2048, 3, 5
 FULL_WIDTH, FULL_BATCH, FULL_ROWS, LAYERS, EPOCHS = 4096, 4096, 201_023, 36, 200
 RECIPE = train.Recipe(expansion=EXPANSION, batch_size=BATCH, epochs=1)
 NOT_MEASURED = "not measured"
@@ -109,7 +109,7 @@ def main() -> None:
     """Measure, record and print the cells."""
     torch.set_num_threads(1)
     x = np.random.default_rng(0).normal(size=(STEPS * BATCH, WIDTH)).astype(np.float32)
-    ours(x[: 2 * BATCH]), peers(x[: 2 * BATCH])
+    ours(x[:BATCH]), peers(x[:BATCH])
     times = [(ours(x), peers(x)) for _ in range(ROUNDS)]
     record(
         "Training step of a ReLU autoencoder, 256 to 4,096, batch 2,048",
@@ -118,7 +118,7 @@ def main() -> None:
     )
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    process = context.Process(target=peak, args=(queue, x))
+    process = context.Process(target=peak, args=(queue, x[: 2 * BATCH]))
     process.start()
     gigabytes = queue.get()
     process.join()

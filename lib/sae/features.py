@@ -92,8 +92,9 @@ def identify(
     """
     actions = np.arange(len(rows)) if actions is None else actions
     generator = np.random.default_rng(seed)
-    shuffled = [vectors[permuted_by_action(actions, generator)] for _ in range(permutations)]
-    r, activity = correlations(sae, rows, np.hstack([vectors, *shuffled]))
+    labels = vectors.astype(np.float32)
+    shuffled = [labels[permuted_by_action(actions, generator)] for _ in range(permutations)]
+    r, activity = correlations(sae, rows, np.hstack([labels, *shuffled]))
     # The null in the same pass: the largest |r| of every latent under labels permuted among actions.
     r, *nulls = np.split(r, permutations + 1, axis=1)
     r = r.astype(np.float64)
