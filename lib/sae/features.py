@@ -44,21 +44,23 @@ def correlations(sae: SparseAutoencoder, rows: np.ndarray, columns: np.ndarray) 
         activate every latent, [latents].
     """
     device, chunk = sae.W_enc.device, max(1, LATENTS_AT_ONCE // sae.latents)
-    y = torch.from_numpy(np.ascontiguousarray(columns, dtype=np.float64)).to(device)
-    y = y - y.mean(dim=0)
+    y = torch.from_numpy(np.ascontiguousarray(columns, dtype=np.float32)).to(device)
+    y -= y.mean(dim=0, dtype=torch.float64)
+    # Sums of single latents are float64; no activation is ever copied into it.
     sums, squares, fired = (torch.zeros(sae.latents, dtype=torch.float64, device=device) for _ in range(3))
-    products = torch.zeros(sae.latents, y.shape[1], dtype=torch.float64, device=device)
+    products = torch.zeros(sae.latents, y.shape[1], device=device)
     for start in range(0, len(rows), chunk):
         part = torch.from_numpy(np.ascontiguousarray(rows[start : start + chunk])).to(device)
-        z = sae.encode(part).double()
-        sums += z.sum(dim=0)
-        squares += (z**2).sum(dim=0)
-        fired += (z > 0).sum(dim=0)
+        z = sae.encode(part)
+        sums += z.sum(dim=0, dtype=torch.float64)
+        squares += torch.linalg.vector_norm(z, dim=0, dtype=torch.float64) ** 2
+        fired += torch.count_nonzero(z, dim=0)
         products.addmm_(z.T, y[start : start + chunk])
     variance = squares - sums**2 / len(rows)
     # What is constant up to rounding does not vary; in place, because with a null there are thousands of columns.
-    products *= torch.where(variance > 1e-12 * squares, variance.clamp_min(1e-30).rsqrt(), 0.0)[:, None]
-    products *= torch.where((y**2).sum(dim=0) > 1e-18, (y**2).sum(dim=0).clamp_min(1e-30).rsqrt(), 0.0)
+    products *= torch.where(variance > 1e-12 * squares, variance.clamp_min(1e-30).rsqrt(), 0.0).float()[:, None]
+    spread = torch.linalg.vector_norm(y, dim=0, dtype=torch.float64)
+    products *= torch.where(spread > 1e-6, 1 / spread, 0.0).float()
     return products.cpu().numpy(), (fired / len(rows)).cpu().numpy()
 
 
@@ -90,10 +92,12 @@ def identify(
     """
     actions = np.arange(len(rows)) if actions is None else actions
     generator = np.random.default_rng(seed)
-    shuffled = [vectors[permuted_by_action(actions, generator)] for _ in range(permutations)]
-    r, activity = correlations(sae, rows, np.hstack([vectors, *shuffled]))
+    labels = vectors.astype(np.float32)
+    shuffled = [labels[permuted_by_action(actions, generator)] for _ in range(permutations)]
+    r, activity = correlations(sae, rows, np.hstack([labels, *shuffled]))
     # The null in the same pass: the largest |r| of every latent under labels permuted among actions.
     r, *nulls = np.split(r, permutations + 1, axis=1)
+    r = r.astype(np.float64)
     null = np.array([np.abs(part).max(axis=1) for part in nulls]).reshape(permutations, len(r)).T
     size = np.abs(r)
     ordered, own = np.sort(size, axis=1), size.argmax(axis=1)
