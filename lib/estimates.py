@@ -23,7 +23,10 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of a number."""
 
 QUANTISED = {"8bit": 1.1, "4bit": 0.65}
-"""Bytes of a quantised parameter, with its scales and the parts that stay in 16 bits."""
+"""Bytes of a quantised parameter, with its scales and the parts that stay in 16 bits.
+
+Experts are not quantised: transformers keeps a layer's experts in one array, which bitsandbytes leaves as it is.
+"""
 
 POOLINGS = 4
 WIDTHS_PER_TOKEN = 40
@@ -44,6 +47,11 @@ class Size(NamedTuple):
     active: float
     layers: int
     width: int
+
+    @property
+    def mixture(self) -> bool:
+        """Whether only some experts of a layer read a token."""
+        return self.active < self.parameters
 
     def first(self, layers: int | None) -> "Size":
         """Return the size of the model cut behind its first ``layers`` blocks; None for the whole model.
@@ -82,6 +90,7 @@ class Estimate:
     store_dtype: str
     token_budget: int
     bytes_a_parameter: float
+    quantisable: bool
 
     @property
     def memory(self) -> float:
@@ -139,7 +148,7 @@ def estimate(
     stream = POOLINGS * size.layers * size.width
     batch_rows = min(rows, math.ceil(token_budget / max(tokens / max(rows, 1), 1)))
     batch_tokens = min(token_budget, tokens)
-    bytes_a_parameter = QUANTISED.get(device, BYTES[dtype])
+    bytes_a_parameter = BYTES[dtype] if size.mixture else QUANTISED.get(device, BYTES[dtype])
     return Estimate(
         rows=rows,
         tokens=tokens,
@@ -154,6 +163,7 @@ def estimate(
         store_dtype=store_dtype,
         token_budget=token_budget,
         bytes_a_parameter=bytes_a_parameter,
+        quantisable=not size.mixture,
     )
 
 
@@ -241,7 +251,11 @@ def _short_of_memory(needed: Estimate, bytes_needed: float, free: float, where: 
         settings.append(f"device: auto on cards with {_gigabytes(needed.memory * 1.1)} together")
     for name, bytes_a_parameter in QUANTISED.items():
         smaller = needed.weights / needed.bytes_a_parameter * bytes_a_parameter
-        if bytes_a_parameter < needed.bytes_a_parameter and smaller + needed.working < (sum(machine.cards) or free):
+        if (
+            needed.quantisable
+            and bytes_a_parameter < needed.bytes_a_parameter
+            and smaller + needed.working < (sum(machine.cards) or free)
+        ):
             settings.append(f"device: {name} ({_gigabytes(smaller)} of weights, on a card)")
             break
     settings.append("device: remote (NDIF)")

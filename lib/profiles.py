@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from lib import runs
-from lib.parameters import STAGES, Agreement, Arm, DType, ParameterError, Pooling
+from lib.parameters import STAGES, Agreement, Arm, Device, DType, ParameterError, Pooling
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,10 @@ class Profile:
     agreement: Agreement = "action-agree"
     dtype: DType = "float32"
     token_budget: int = 4096
+    device: Device = "auto"
+    store_dtype: DType = "float32"
+    first_layers: int | None = None
+    trust_remote_code: str | None = None
     pooling: Pooling = "mean"
     bootstrap_draws: int = 200
     permutations: int = 200
