@@ -46,7 +46,7 @@ def seconds(models: list[TransformersModel], actions: list[str], width: int, lay
     """Return the wall time of reading all actions by all models, store included."""
     started = time.perf_counter()
     for model in models:
-        prompts = residuals.tokenize(model, actions)
+        prompts = residuals.tokenize(model.tokenizer, actions)
         with TemporaryDirectory() as folder:
             index = pd.DataFrame({"action": prompts.actions, "tokens": prompts.lengths})
             target = store.create_store(Path(folder) / "store", index, layers, width, residuals.POOLINGS)

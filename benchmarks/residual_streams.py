@@ -48,7 +48,7 @@ def main() -> None:
     model = TransformersModel(raw, tokenizer=tokenizer, task="text-generation")
     rows = pd.read_csv(runs.PROJECT / "data/demo/annotations.tsv", sep="\t", keep_default_na=False)["action"]
     actions = rows[rows.str.strip() != ""].drop_duplicates().sample(ROWS, random_state=0).tolist()
-    prompts = residuals.tokenize(model, actions)
+    prompts = residuals.tokenize(model.tokenizer, actions)
 
     def ours() -> None:
         with TemporaryDirectory() as folder:

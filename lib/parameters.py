@@ -21,6 +21,7 @@ class ParameterError(ValueError):
 Agreement = Literal["action-agree", "rot-agree"]
 Keep = Literal["m", "split"]
 DType = Literal["float32", "bfloat16", "float16"]
+Device = Literal["auto", "cpu", "cuda", "8bit", "4bit", "remote"]
 Pooling = Literal["mean", "mean_without_first", "action", "last"]
 Split = Literal["grouped", "published"]
 Arm = Literal[
@@ -52,6 +53,10 @@ class ResidualStreams:
     revision: str | None
     dtype: DType
     token_budget: int
+    device: Device
+    store_dtype: DType
+    first_layers: int | None
+    trust_remote_code: str | None
     PATHS: ClassVar = ("model_source",)
 
 

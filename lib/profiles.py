@@ -11,7 +11,7 @@ from typing import Any, get_args
 import yaml
 
 from lib import runs
-from lib.parameters import STAGES, Agreement, Arm, DType, Keep, ParameterError, Pooling
+from lib.parameters import STAGES, Agreement, Arm, Device, DType, Keep, ParameterError, Pooling
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,10 @@ class Profile:
     keep: Keep = "m"
     dtype: DType = "float32"
     token_budget: int = 4096
+    device: Device = "auto"
+    store_dtype: DType = "float32"
+    first_layers: int | None = None
+    trust_remote_code: str | None = None
     pooling: Pooling = "mean"
     bootstrap_draws: int = 200
     permutations: int = 200

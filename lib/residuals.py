@@ -6,13 +6,18 @@ activation is very large in these models; so the same pass pools in three more w
 of shape [batch, token, width] leaves the device.
 """
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import psutil
 import torch
 from nnsight import TransformersModel
 from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from lib import models, shares
 from lib.store import ActivationStore
@@ -49,7 +54,26 @@ class Prompts:
         return np.array([len(ids) for ids in self.tokens])
 
 
-def tokenize(model: TransformersModel, actions: list[str]) -> Prompts:
+class Throughput(NamedTuple):
+    """What an extraction did: actions and tokens read in so many seconds, bytes of memory at its end (card: peak)."""
+
+    actions: int
+    tokens: int
+    seconds: float
+    memory: int
+    card: int
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        seconds = max(self.seconds, 1e-9)
+        card = f" and {self.card / 1e9:.2f} GB of the card" if self.card else ""
+        return (
+            f"{self.actions / seconds:,.0f} actions/s, {self.tokens / seconds:,.0f} tokens/s, "
+            f"{self.memory / 1e9:.2f} GB of memory{card}"
+        )
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, actions: list[str]) -> Prompts:
     """Tokenize distinct actions inside the published prompt and sort them by length.
 
     Prompts of more than 128 tokens lose their end, as published; they are counted.
@@ -61,7 +85,7 @@ def tokenize(model: TransformersModel, actions: list[str]) -> Prompts:
         raise ActivationError("actions must be distinct; annotations refer to them by their text")
     if any(not action.strip() for action in actions):
         raise ActivationError("an action is empty; clean the annotations first (notebook 01)")
-    encoded = model.tokenizer(
+    encoded = tokenizer(
         [TEMPLATE.format(action=action) for action in actions],
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
@@ -79,10 +103,12 @@ def tokenize(model: TransformersModel, actions: list[str]) -> Prompts:
     return Prompts([row[1] for row in rows], [row[2] for row in rows], [row[3] for row in rows], truncated)
 
 
-def extract(model: TransformersModel, prompts: Prompts, store: ActivationStore, token_budget: int) -> None:
+def extract(model: TransformersModel, prompts: Prompts, store: ActivationStore, token_budget: int) -> Throughput:
     """Fill a store with the pooled residual streams of ``prompts``, skipping the chunks it already has.
 
-    A part of the stage fills its share of the chunks; batches never cross a chunk, so the values are the same.
+    A part of the stage fills its share of the chunks; batches never cross a chunk, so the values are the same. Where
+    the card runs out of memory, the chunk is begun again with half the token budget, and so are those behind it; the
+    store records the budget of every chunk, so that a chunk made again is made of the same batches.
 
     Args:
         model: an open model.
@@ -90,24 +116,66 @@ def extract(model: TransformersModel, prompts: Prompts, store: ActivationStore, 
         store: where [layer, row, width] goes, one array a pooling.
         token_budget: at most so many tokens, padding included, in one forward pass.
 
+    Returns:
+        What was read in this call, and how fast.
+
     Raises:
-        ActivationError: an activation is not finite; nothing of its chunk is written.
-        StoreError: another process is writing the store.
+        ActivationError: an activation is not finite, and nothing of its chunk is written; or not even one prompt
+            fits the card's memory.
+        StoreError: another process is writing the store, or the disk is full.
     """
-    with store.writing(), tqdm(total=len(prompts.actions), desc="residual streams", unit="action") as progress:
-        missing = [rows for rows in shares.share(store.chunks()) if rows in store.missing_chunks()]
-        progress.update(len(prompts.actions) - sum(len(rows) for rows in missing))
-        for rows in missing:
-            done = []
-            tokens = 0
-            for batch in batches(prompts.lengths, rows, token_budget):
-                pooled = pooled_residuals(model, prompts, batch).float().cpu().numpy()
-                _require_finite(pooled, prompts, batch)
-                done.append(pooled)
-                tokens += int(prompts.lengths[batch.start : batch.stop].sum())
-                progress.update(len(batch))
-            store.write_chunk(rows, dict(zip(POOLINGS, np.concatenate(done, axis=2), strict=True)))
-            progress.set_postfix_str(f"{tokens:,} tokens in the last stretch")
+    started, actions, tokens = time.perf_counter(), 0, 0
+    total = int(prompts.lengths.sum())
+    with store.writing(), tqdm(total=total, desc="residual streams", unit="token", unit_scale=True) as progress:
+        missing = set(store.missing_chunks())
+        chunks = shares.share(store.chunks())
+        finished = [rows for rows in store.chunks() if rows not in chunks or rows not in missing]
+        progress.update(sum(_tokens(prompts, rows) for rows in finished))
+        for rows in chunks:
+            token_budget = store.token_budget(rows) or token_budget
+            if rows not in missing:
+                continue
+            pooled, token_budget = _chunk(model, prompts, rows, token_budget, progress.write)
+            store.write_chunk(rows, dict(zip(POOLINGS, pooled, strict=True)), token_budget)
+            actions, tokens = actions + len(rows), tokens + _tokens(prompts, rows)
+            progress.update(_tokens(prompts, rows))
+            progress.set_postfix_str(str(_throughput(actions, tokens, started)))
+    return _throughput(actions, tokens, started)
+
+
+def _chunk(
+    model: TransformersModel, prompts: Prompts, rows: range, token_budget: int, say: Callable[[str], None]
+) -> tuple[np.ndarray, int]:
+    """Return [pooling, layer, len(rows), width] and the token budget of its batches."""
+    layers, width = len(models.decoder_layers(model)), models.width(model)
+    pooled = np.empty((len(POOLINGS), layers, len(rows), width), dtype=np.float32)
+    while True:
+        parts = batches(prompts.lengths, rows, token_budget)
+        try:
+            for batch in parts:
+                values = pooled_residuals(model, prompts, batch).cpu().numpy()
+                _require_finite(values, prompts, batch)
+                pooled[:, :, batch.start - rows.start : batch.stop - rows.start] = values
+            return pooled, token_budget
+        except torch.OutOfMemoryError as error:
+            if all(len(batch) == 1 for batch in parts):
+                raise ActivationError(
+                    f"out of memory with a single prompt of {prompts.lengths[rows].max()} tokens. Use several cards "
+                    "(device: auto), device: 8bit, 4bit or remote, or fewer layers (first_layers)."
+                ) from error
+        # Outside the handler: the error's traceback holds the tensors of the failed pass.
+        say(f"out of memory: token budget lowered from {token_budget:,} to {token_budget // 2:,}")
+        token_budget //= 2
+        torch.cuda.empty_cache()
+
+
+def _tokens(prompts: Prompts, rows: range) -> int:
+    return int(prompts.lengths[rows.start : rows.stop].sum())
+
+
+def _throughput(actions: int, tokens: int, started: float) -> Throughput:
+    card = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    return Throughput(actions, tokens, time.perf_counter() - started, psutil.Process().memory_info().rss, card)
 
 
 def batches(lengths: np.ndarray, rows: range, token_budget: int) -> list[range]:
@@ -128,19 +196,22 @@ def batches(lengths: np.ndarray, rows: range, token_budget: int) -> list[range]:
 
 
 def pooled_residuals(model: TransformersModel, prompts: Prompts, rows: range) -> torch.Tensor:
-    """Trace one batch and return [pooling, layer, row, width] on the model's device, in ``POOLINGS`` order.
+    """Trace one batch and return float32 [pooling, layer, row, width] on one device, in ``POOLINGS`` order.
 
-    The pass stops behind the last block: the language-model head is not computed. Padding stands on the right, where
-    a causal model cannot see it.
+    Sums are taken in float32 whatever the model's dtype: one over a length is not a number of bfloat16. The pass stops
+    behind the last block: the language-model head is not computed. Padding stands on the right, where a causal model
+    cannot see it. Blocks may lie on several devices; what they pooled is brought together on that of the inputs.
     """
     inputs, weights = padded_batch(model, prompts, rows)
     layers = models.decoder_layers(model)
-    with model.trace(inputs, use_cache=False) as tracer:
-        pooled = torch.stack(
-            [torch.einsum("pbt,btw->pbw", weights.to(layer.output), layer.output) for layer in layers], dim=1
-        ).save()
+    with model.trace(inputs, use_cache=False, remote=models.remote(model)) as tracer:
+        pooled = []
+        for layer in layers:
+            stream = layer.output
+            pooled.append(torch.bmm(weights.to(stream.device), stream.float()).to(weights.device))
+        stacked = torch.stack(pooled).permute(2, 0, 1, 3).contiguous().save()
         tracer.stop()
-    return pooled
+    return stacked
 
 
 def norm_profile(model: TransformersModel, prompts: Prompts, rows: range, positions: int = 4) -> pd.DataFrame:
@@ -158,8 +229,9 @@ def norm_profile(model: TransformersModel, prompts: Prompts, rows: range, positi
     """
     inputs, _ = padded_batch(model, prompts, rows)
     layers = models.decoder_layers(model)
-    with model.trace(inputs, use_cache=False) as tracer:
-        norms = torch.stack([layer.output.float().norm(dim=-1) for layer in layers]).save()
+    device = models.input_device(model)
+    with model.trace(inputs, use_cache=False, remote=models.remote(model)) as tracer:
+        norms = torch.stack([layer.output.float().norm(dim=-1).to(device) for layer in layers]).save()
         tracer.stop()
     values = norms.cpu().numpy()
     lengths = prompts.lengths[rows.start : rows.stop]
@@ -179,21 +251,21 @@ def norm_profile(model: TransformersModel, prompts: Prompts, rows: range, positi
 def padded_batch(
     model: TransformersModel, prompts: Prompts, rows: range
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Return a batch's inputs, padded on the right, and its pooling weights [pooling, row, token]."""
-    device = model._module.device
+    """Return a batch's inputs, padded on the right, and its pooling weights [row, pooling, token]."""
+    device = models.input_device(model)
     longest = max(len(prompts.tokens[row]) for row in rows)
     ids = np.full((len(rows), longest), model.tokenizer.pad_token_id, dtype=np.int64)
     mask = np.zeros((len(rows), longest), dtype=np.int64)
-    weights = np.zeros((len(POOLINGS), len(rows), longest), dtype=np.float32)
+    weights = np.zeros((len(rows), len(POOLINGS), longest), dtype=np.float32)
     for i, row in enumerate(rows):
         length = len(prompts.tokens[row])
         ids[i, :length] = prompts.tokens[row]
         mask[i, :length] = 1
         in_action = prompts.in_action[row]
-        weights[0, i, :length] = 1 / length
-        weights[1, i, 1:length] = 1 / max(length - 1, 1)
-        weights[2, i, :length] = in_action / max(in_action.sum(), 1)
-        weights[3, i, length - 1] = 1
+        weights[i, 0, :length] = 1 / length
+        weights[i, 1, 1:length] = 1 / max(length - 1, 1)
+        weights[i, 2, :length] = in_action / max(in_action.sum(), 1)
+        weights[i, 3, length - 1] = 1
     tensors = {
         "input_ids": torch.from_numpy(ids).to(device),
         "attention_mask": torch.from_numpy(mask).to(device),

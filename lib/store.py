@@ -11,6 +11,7 @@ directory. A connection that breaks leaves a stretch without its marker, so it i
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -30,6 +31,10 @@ from lib import runs, shares
 
 VARIABLE = "COMPANION_STORE"
 """Environment variable with the address of an object store for the arrays."""
+
+
+STORED_AS = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
+"""dtype -> what the arrays hold. Zarr has no bfloat16, so its bits are kept: the upper half of a float32."""
 
 
 class StoreError(ValueError):
@@ -86,7 +91,7 @@ class ActivationStore:
             raise StoreError(f"layer {layer} is not in the store, which has layers 0 to {self.layers - 1}")
         if missing := self.missing_chunks():
             raise StoreError(f"{len(missing)} chunks are not written yet; run notebook 02_residual_streams again")
-        return np.asarray(self._array(pooling)[layer], dtype=np.float32)
+        return _decode(np.asarray(self._array(pooling)[layer]), self.description["dtype"])
 
     def chunks(self) -> list[range]:
         """Return the stretches of rows that are written together."""
@@ -97,23 +102,47 @@ class ActivationStore:
         """Return the stretches that have no marker."""
         return [rows for rows in self.chunks() if not self._marker(rows).exists()]
 
-    def write_chunk(self, rows: range, pooled: Mapping[str, np.ndarray]) -> None:
+    def token_budget(self, rows: range) -> int | None:
+        """Return the token budget of the batches that a stretch was made of; None if it was never made."""
+        for path in (self._marker(rows), self._damaged(rows)):
+            if path.exists():
+                budget: int | None = json.loads(path.read_text(encoding="utf-8"))["token_budget"]
+                return budget
+        return None
+
+    def write_chunk(self, rows: range, pooled: Mapping[str, np.ndarray], token_budget: int | None = None) -> None:
         """Write one stretch, [layer, len(rows), width] a pooling, and then its marker.
 
+        Args:
+            rows: one of :meth:`chunks`.
+            pooled: pooling -> finite values.
+            token_budget: of the batches that the values come from; kept, because in reduced precision they depend on it.
+
         Raises:
-            StoreError: a value does not fit the store's dtype and would become infinite.
+            StoreError: a value does not fit the store's dtype and would become infinite, or the disk is full; the
+                stretch does not count as written.
         """
+        dtype = self.description["dtype"]
         checksums = {}
-        for pooling, values in pooled.items():
-            with np.errstate(over="ignore"):
-                stored = values.astype(self._array(pooling).dtype)
-            if not np.isfinite(stored).all():
-                raise StoreError(
-                    f"values up to {np.abs(values).max():.3g} do not fit {stored.dtype}; use a store of float32"
-                )
-            self._array(pooling)[:, rows.start : rows.stop] = stored
-            checksums[pooling] = _checksum(stored)
-        runs.write_text_atomically(self._marker(rows), json.dumps(checksums))
+        try:
+            for pooling, values in pooled.items():
+                stored = _encode(values, dtype)
+                self._array(pooling)[:, rows.start : rows.stop] = stored
+                checksums[pooling] = _checksum(stored)
+            marker = {"token_budget": token_budget, "sha256": checksums}
+            runs.write_text_atomically(self._marker(rows), json.dumps(marker))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            needed = len(self.missing_chunks()) * sum(
+                _encode(values[:1, :1], dtype).nbytes for values in pooled.values()
+            )
+            raise StoreError(
+                f"the disk of {runs.short(self.directory)} is full; up to "
+                f"{needed * self.layers * self.rows_per_chunk / 1e6:,.0f} MB more are needed. What is finished stays: "
+                "make room and run again, and it goes on from there."
+            ) from error
+        self._damaged(rows).unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -141,6 +170,8 @@ class ActivationStore:
     def verify(self) -> pd.DataFrame:
         """Compare every stretch with its marker; a damaged or unreadable one loses its marker, so it is made again.
 
+        The marker is set aside, not removed: it holds the token budget with which the stretch is made again.
+
         Returns:
             Columns ``first_row``, ``pooling``, ``state`` (``ok``, ``damaged`` or ``missing``).
         """
@@ -150,11 +181,11 @@ class ActivationStore:
             if not marker.exists():
                 records.append((rows.start, "all", "missing"))
                 continue
-            recorded = json.loads(marker.read_text(encoding="utf-8"))
+            recorded = json.loads(marker.read_text(encoding="utf-8"))["sha256"]
             states = {pooling: self._state(pooling, rows, recorded[pooling]) for pooling in self.poolings}
             records += [(rows.start, pooling, state) for pooling, state in states.items()]
             if "damaged" in states.values():
-                marker.unlink()
+                marker.replace(self._damaged(rows))
         return pd.DataFrame(records, columns=["first_row", "pooling", "state"])
 
     def _state(self, pooling: str, rows: range, recorded: str) -> str:
@@ -170,6 +201,9 @@ class ActivationStore:
 
     def _marker(self, rows: range) -> Path:
         return self.directory / "chunks" / f"{rows.start:08d}.json"
+
+    def _damaged(self, rows: range) -> Path:
+        return self.directory / "chunks" / f"{rows.start:08d}.damaged"
 
 
 def open_store(path: str | Path) -> ActivationStore:
@@ -195,11 +229,13 @@ def create_store(
         width: of the residual stream.
         poolings: names of the arrays.
         rows_per_chunk: rows that are written together.
-        dtype: of the arrays, ``float32`` or ``float16``.
+        dtype: of the arrays, ``float32``, ``float16`` or ``bfloat16``.
 
     Raises:
-        StoreError: the directory holds a store of another layout.
+        StoreError: the directory holds a store of another layout, or the dtype is unknown.
     """
+    if dtype not in STORED_AS:
+        raise StoreError(f"the dtype of a store should be one of {', '.join(STORED_AS)}, got {dtype!r}")
     description = {
         "protocol": 1,
         "rows": len(index),
@@ -231,7 +267,7 @@ def _open_or_create(directory: Path, index: pd.DataFrame, description: dict[str,
             _place(directory, description.get("url"), pooling),
             shape=(description["layers"], len(index), description["width"]),
             chunks=(1, min(description["rows_per_chunk"], len(index)), description["width"]),
-            dtype=description["dtype"],
+            dtype=STORED_AS[description["dtype"]],
             compressors=[BloscCodec(cname="zstd", clevel=3), Crc32cCodec()],
             overwrite=True,
         )
@@ -244,6 +280,26 @@ def _place(directory: Path, url: str | None, pooling: str) -> Path | FsspecStore
     if url is None:
         return directory / "residuals.zarr" / pooling
     return FsspecStore.from_url(f"{url}/residuals.zarr/{pooling}")
+
+
+def _encode(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Round float32 values to the store's dtype, to the nearest, ties to even."""
+    if dtype == "bfloat16":
+        bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+        stored = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    else:
+        with np.errstate(over="ignore"):
+            stored = values.astype(dtype)
+    if not np.isfinite(_decode(stored, dtype)).all():
+        raise StoreError(f"values up to {np.abs(values).max():.3g} do not fit {dtype}; use a store of float32")
+    return stored
+
+
+def _decode(stored: np.ndarray, dtype: str) -> np.ndarray:
+    """Return float32 values of what the arrays hold."""
+    if dtype == "bfloat16":
+        return (stored.astype(np.uint32) << 16).view(np.float32)
+    return np.asarray(stored, dtype=np.float32)
 
 
 def _checksum(values: np.ndarray) -> str:

@@ -77,7 +77,7 @@ def hooked_streams(raw, ids):
 def test_pooled_streams_equal_raw_hooks(family):
     model = random_model(family)
     models.check_residual_stream(model)
-    prompts = residuals.tokenize(model, ACTIONS)
+    prompts = residuals.tokenize(model.tokenizer, ACTIONS)
     pooled = residuals.pooled_residuals(model, prompts, range(len(ACTIONS))).numpy()
     assert pooled.shape == (4, 3, len(ACTIONS), 32)
     for row, (action, ids) in enumerate(zip(prompts.actions, prompts.tokens, strict=True)):
@@ -89,10 +89,10 @@ def test_pooled_streams_equal_raw_hooks(family):
 
 def test_side_of_padding_of_the_tokenizer_does_not_matter():
     model = random_model("Qwen3")
-    prompts = residuals.tokenize(model, ACTIONS)
+    prompts = residuals.tokenize(model.tokenizer, ACTIONS)
     right = residuals.pooled_residuals(model, prompts, range(len(ACTIONS)))
     model.tokenizer.padding_side = "left"
-    left = residuals.pooled_residuals(model, residuals.tokenize(model, ACTIONS), range(len(ACTIONS)))
+    left = residuals.pooled_residuals(model, residuals.tokenize(model.tokenizer, ACTIONS), range(len(ACTIONS)))
     torch.testing.assert_close(left, right, rtol=0, atol=0)
 
 
@@ -100,7 +100,7 @@ def test_the_head_is_not_computed():
     model = random_model("Qwen3")
     calls = []
     model._module.lm_head.register_forward_hook(lambda *arguments: calls.append(1))
-    residuals.pooled_residuals(model, residuals.tokenize(model, ACTIONS), range(2))
+    residuals.pooled_residuals(model, residuals.tokenize(model.tokenizer, ACTIONS), range(2))
     assert calls == []
 
 
@@ -115,7 +115,7 @@ def make_store(directory, model, prompts, rows_per_chunk=2):
 
 
 def test_a_store_filled_after_an_interruption_has_the_same_bytes(model, tmp_path, monkeypatch):
-    prompts = residuals.tokenize(model, ACTIONS)
+    prompts = residuals.tokenize(model.tokenizer, ACTIONS)
     whole = make_store(tmp_path / "whole", model, prompts)
     residuals.extract(model, prompts, whole, 64)
     broken = make_store(tmp_path / "broken", model, prompts)
@@ -152,7 +152,7 @@ from pathlib import Path
 from lib import models, residuals, store
 torch.set_num_threads(1)
 model = models.load(sys.argv[1])
-prompts = residuals.tokenize(model, [f"keeping promise number {i}" for i in range(300)])
+prompts = residuals.tokenize(model.tokenizer, [f"keeping promise number {i}" for i in range(300)])
 index = pd.DataFrame({"action": prompts.actions, "tokens": prompts.lengths})
 target = store.create_store(Path(sys.argv[2]), index, 3, models.width(model), residuals.POOLINGS, 10)
 print("writing", flush=True)
@@ -191,14 +191,14 @@ def test_a_killed_extraction_goes_on_to_the_same_bytes(extraction, tmp_path, str
 
 
 def test_a_second_writer_is_refused(model, tmp_path):
-    prompts = residuals.tokenize(model, ACTIONS)
+    prompts = residuals.tokenize(model.tokenizer, ACTIONS)
     activations = make_store(tmp_path, model, prompts)
     with activations.writing(), pytest.raises(store.StoreError, match="another process is writing"):
         residuals.extract(model, prompts, store.open_store(tmp_path), 64)
 
 
 def test_a_damaged_chunk_is_named_and_made_again(model, tmp_path):
-    prompts = residuals.tokenize(model, ACTIONS)
+    prompts = residuals.tokenize(model.tokenizer, ACTIONS)
     activations = make_store(tmp_path, model, prompts)
     residuals.extract(model, prompts, activations, 64)
     before = activations.read(1, "last")
@@ -221,14 +221,14 @@ def test_values_beyond_half_precision_stop_instead_of_becoming_infinite(model, t
 
 
 def test_a_store_of_another_shape_is_refused(model, tmp_path):
-    prompts = residuals.tokenize(model, ACTIONS)
+    prompts = residuals.tokenize(model.tokenizer, ACTIONS)
     make_store(tmp_path, model, prompts)
     with pytest.raises(store.StoreError, match="has rows_per_chunk = 2, not 3"):
         make_store(tmp_path, model, prompts, rows_per_chunk=3)
 
 
 def test_reading_what_is_not_there_says_what_is(model, tmp_path):
-    prompts = residuals.tokenize(model, ACTIONS)
+    prompts = residuals.tokenize(model.tokenizer, ACTIONS)
     activations = make_store(tmp_path, model, prompts)
     residuals.extract(model, prompts, activations, 64)
     with pytest.raises(store.StoreError, match="layers 0 to 2"):
@@ -241,7 +241,7 @@ def test_reading_what_is_not_there_says_what_is(model, tmp_path):
 
 
 def test_activations_that_are_not_finite_stop_the_extraction(model, tmp_path):
-    prompts = residuals.tokenize(model, ACTIONS)
+    prompts = residuals.tokenize(model.tokenizer, ACTIONS)
     activations = make_store(tmp_path, model, prompts)
     model._module.model.layers[1].mlp.down_proj.weight.fill_(float("nan"))
     with pytest.raises(residuals.ActivationError, match="layer 1 are not finite for the action 'a'"):
@@ -257,7 +257,7 @@ def test_batches_keep_to_the_budget_and_cover_every_row():
 
 
 def test_long_prompts_are_cut_as_published_and_counted(model):
-    prompts = residuals.tokenize(model, ["x" * 300, "short"])
+    prompts = residuals.tokenize(model.tokenizer, ["x" * 300, "short"])
     assert prompts.truncated == 1
     assert prompts.lengths.max() == residuals.MAX_TOKENS
 
@@ -265,11 +265,11 @@ def test_long_prompts_are_cut_as_published_and_counted(model):
 @pytest.mark.parametrize(("actions", "message"), [(["a", " "], "an action is empty"), (["a", "a"], "distinct")])
 def test_bad_actions_are_refused(model, actions, message):
     with pytest.raises(residuals.ActivationError, match=message):
-        residuals.tokenize(model, actions)
+        residuals.tokenize(model.tokenizer, actions)
 
 
 def test_the_norm_profile_equals_raw_hooks(model):
-    prompts = residuals.tokenize(model, ACTIONS)
+    prompts = residuals.tokenize(model.tokenizer, ACTIONS)
     profile = residuals.norm_profile(model, prompts, range(len(ACTIONS)))
     streams = [hooked_streams(model._module, ids) for ids in prompts.tokens]
     row = profile.query("layer == 2 and position == 'first'").iloc[0]
@@ -281,7 +281,7 @@ def test_the_norm_profile_equals_raw_hooks(model):
 def test_a_real_model_on_real_rows(real_data):
     model = models.load(str(real_data / "stories260K"))
     actions = pd.read_csv(real_data / "social-chem-101.part.csv")["action"].dropna().unique()[:64].tolist()
-    prompts = residuals.tokenize(model, actions)
+    prompts = residuals.tokenize(model.tokenizer, actions)
     pooled = residuals.pooled_residuals(model, prompts, range(64)).numpy()
     for row in (0, 31, 63):
         streams = hooked_streams(model._module, prompts.tokens[row])
