@@ -1,0 +1,198 @@
+"""What a store does when a number, the disk or the card's memory ends."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from lib import models, residuals, store
+
+ACTIONS = [f"keeping promise number {i}" for i in range(40)]
+
+
+def small_store(directory, dtype, rows=3, width=2):
+    index = pd.DataFrame({"action": [f"a{i}" for i in range(rows)], "tokens": [1] * rows})
+    return store.create_store(directory, index, 1, width, ["mean"], rows_per_chunk=2, dtype=dtype)
+
+
+def test_bfloat16_keeps_what_torch_keeps(tmp_path):
+    values = np.random.default_rng(0).normal(size=(1, 3, 64)).astype(np.float32) * np.float32(1e30)
+    kept = small_store(tmp_path, "bfloat16", width=64)
+    for rows in kept.chunks():
+        kept.write_chunk(rows, {"mean": values[:, rows.start : rows.stop]})
+    expected = torch.from_numpy(values[0]).to(torch.bfloat16).float().numpy()
+    np.testing.assert_array_equal(kept.read(0, "mean"), expected)
+    assert (kept.verify()["state"] == "ok").all()
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("float16", 1e6), ("bfloat16", 3.4e38)])
+def test_values_beyond_the_dtype_stop_instead_of_becoming_infinite(tmp_path, dtype, value):
+    kept = small_store(tmp_path, dtype)
+    with pytest.raises(store.StoreError, match=f"do not fit {dtype}; use a store of float32"):
+        kept.write_chunk(range(2), {"mean": np.full((1, 2, 2), value, dtype=np.float32)})
+    assert kept.missing_chunks() == kept.chunks()
+
+
+def test_an_unknown_dtype_is_refused_and_another_one_never_mixes_in(tmp_path):
+    with pytest.raises(store.StoreError, match="one of float32, float16, bfloat16, got 'int8'"):
+        small_store(tmp_path, "int8")
+    small_store(tmp_path, "bfloat16")
+    with pytest.raises(store.StoreError, match="has dtype = 'bfloat16', not 'float32'"):
+        small_store(tmp_path, "float32")
+
+
+def test_a_full_disk_is_named_and_the_run_goes_on_afterwards(tmp_path, monkeypatch):
+    kept = small_store(tmp_path, "float32")
+    first, second = kept.chunks()
+    kept.write_chunk(first, {"mean": np.ones((1, 2, 2), dtype=np.float32)})
+    real = store.runs.write_text_atomically
+
+    def full(path, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store.runs, "write_text_atomically", full)
+    with pytest.raises(store.StoreError, match=r"is full; up to .* MB more are needed. What is finished stays"):
+        kept.write_chunk(second, {"mean": np.full((1, 1, 2), 2, dtype=np.float32)})
+    assert kept.missing_chunks() == [second]
+    monkeypatch.setattr(store.runs, "write_text_atomically", real)
+    kept.write_chunk(second, {"mean": np.full((1, 1, 2), 2, dtype=np.float32)})
+    assert kept.read(0, "mean").tolist() == [[1, 1], [1, 1], [2, 2]]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system of 600 kB, which can be made larger."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("mounting a small file system needs root")
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small file system: {mounted.stderr.decode().strip()}")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_really_full_disk_loses_nothing_that_was_finished(small_disk):
+    values = np.random.default_rng(0).normal(size=(1, 40, 4096)).astype(np.float32)
+    index = pd.DataFrame({"action": ACTIONS, "tokens": [1] * 40})
+    kept = store.create_store(small_disk / "store", index, 1, 4096, ["mean"], rows_per_chunk=10)
+
+    def fill(target):
+        for rows in target.missing_chunks():
+            target.write_chunk(rows, {"mean": values[:, rows.start : rows.stop]})
+
+    with pytest.raises(store.StoreError, match="is full"):
+        fill(kept)
+    missing = kept.missing_chunks()
+    assert 0 < len(missing) < 4
+    subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
+    again = store.open_store(small_disk / "store")
+    assert (again.verify()["state"] != "damaged").all()
+    assert again.missing_chunks() == missing
+    fill(again)
+    np.testing.assert_array_equal(again.read(0, "mean"), values[0])
+
+
+class SmallCard:
+    """A card on which a batch of more than ``limit`` tokens, from a row on, does not fit."""
+
+    def __init__(self, monkeypatch, limit, from_row=0, killed_after=None):
+        self.real, self.batches = residuals.pooled_residuals, []
+        self.limit, self.from_row, self.killed_after = limit, from_row, killed_after
+        monkeypatch.setattr(residuals, "pooled_residuals", self)
+
+    def __call__(self, model, prompts, rows):
+        tokens = len(rows) * int(prompts.lengths[rows].max())
+        if tokens > self.limit and rows.stop > self.from_row:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        if self.killed_after is not None and len(self.batches) == self.killed_after:
+            raise KeyboardInterrupt
+        self.batches.append(rows)
+        return self.real(model, prompts, rows)
+
+
+def filled(directory, model, prompts, token_budget):
+    index = pd.DataFrame({"action": prompts.actions, "tokens": prompts.lengths})
+    kept = store.create_store(directory, index, 3, models.width(model), residuals.POOLINGS, rows_per_chunk=10)
+    residuals.extract(model, prompts, kept, token_budget)
+    return kept
+
+
+def files_of(directory):
+    files = [path for path in directory.rglob("*") if path.is_file() and path.name != ".writing"]
+    return {path.relative_to(directory): path.read_bytes() for path in files}
+
+
+@pytest.fixture(params=["float32", "bfloat16"])
+def model(tiny_model, request):
+    return models.load(str(tiny_model), request.param)
+
+
+def test_out_of_memory_halves_the_budget_says_so_and_records_it(model, tmp_path, monkeypatch, capsys):
+    prompts = residuals.tokenize(model.tokenizer, ACTIONS)
+    SmallCard(monkeypatch, limit=200, from_row=15)
+    kept = filled(tmp_path / "store", model, prompts, 400)
+    assert capsys.readouterr().out.count("out of memory: token budget lowered from 400 to 200") == 1
+    assert [kept.token_budget(rows) for rows in kept.chunks()] == [400, 200, 200, 200]
+    assert (kept.verify()["state"] == "ok").all()
+
+
+def test_bytes_follow_from_the_recorded_budgets_however_the_run_was_interrupted(model, tmp_path, monkeypatch):
+    prompts = residuals.tokenize(model.tokenizer, ACTIONS)
+    with monkeypatch.context() as patch:
+        SmallCard(patch, limit=200, from_row=15)
+        whole = files_of(filled(tmp_path / "whole", model, prompts, 400).directory)
+    for killed_after in (1, 3, 5):
+        directory = tmp_path / f"killed-{killed_after}"
+        with monkeypatch.context() as patch:
+            SmallCard(patch, limit=200, from_row=15, killed_after=killed_after)
+            with pytest.raises(KeyboardInterrupt):
+                filled(directory, model, prompts, 400)
+        with monkeypatch.context() as patch:
+            SmallCard(patch, limit=200, from_row=15)
+            filled(directory, model, prompts, 400)
+        assert files_of(directory) == whole
+
+
+def test_a_damaged_stretch_is_made_again_of_the_same_batches(model, tmp_path, monkeypatch):
+    prompts = residuals.tokenize(model.tokenizer, ACTIONS)
+    with monkeypatch.context() as patch:
+        SmallCard(patch, limit=200)
+        kept = filled(tmp_path, model, prompts, 400)
+    before = files_of(tmp_path)
+    chunk = tmp_path / "residuals.zarr" / "mean" / "c" / "1" / "2" / "0"
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    assert kept.verify().query("state == 'damaged'")["first_row"].tolist() == [20]
+    residuals.extract(model, prompts, kept, 400)  # on a card with room for 400
+    assert files_of(tmp_path) == before
+    assert json.loads((tmp_path / "chunks" / "00000020.json").read_text())["token_budget"] == 200
+
+
+def test_a_prompt_that_does_not_fit_alone_stops_with_what_would_help(model, tmp_path, monkeypatch):
+    prompts = residuals.tokenize(model.tokenizer, ACTIONS)
+    SmallCard(monkeypatch, limit=1)
+    with pytest.raises(residuals.ActivationError, match=r"single prompt of \d+ tokens. Use several cards"):
+        filled(tmp_path, model, prompts, 400)
+
+
+def test_progress_tells_rows_tokens_time_left_and_memory(model, tmp_path, capfd):
+    prompts = residuals.tokenize(model.tokenizer, ACTIONS)
+    index = pd.DataFrame({"action": prompts.actions, "tokens": prompts.lengths})
+    kept = store.create_store(tmp_path, index, 3, models.width(model), residuals.POOLINGS, rows_per_chunk=10)
+    done = residuals.extract(model, prompts, kept, 400)
+    assert (done.actions, done.tokens) == (40, prompts.lengths.sum())
+    shown = capfd.readouterr().err
+    assert "token/s, " in shown
+    assert " actions/s, " in shown
+    assert " GB of memory" in shown
+    assert residuals.Throughput(10, 100, 2.0, 3 * 10**9, 10**9).__str__() == (
+        "5 actions/s, 50 tokens/s, 3.00 GB of memory and 1.00 GB of the card"
+    )
+    assert residuals.extract(model, prompts, kept, 400).actions == 0
