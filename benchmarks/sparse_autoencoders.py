@@ -129,7 +129,7 @@ def main() -> None:
         "estimate_at_full_size_gb": round(estimate, 1),
     }  # fmt: skip
     row |= {f"gpu_{name}": value for name, value in on_a_gpu().items()}
-    runs.write_text_atomically(RESULTS / "training-memory-and-gpu.csv", pd.DataFrame([row]).to_csv(index=False))
+    runs.write_text_atomically(RESULTS.parent / "training_memory.csv", pd.DataFrame([row]).to_csv(index=False))
     print(row)
 
 

@@ -101,7 +101,7 @@ def main() -> None:
     slow_seconds = time.perf_counter() - started
     assert (slow.to_numpy() == table[list(CATEGORIES)].to_numpy()).all(), "the two ways differ"
     record(
-        f"moral vectors of {len(cleaned):,} annotations",
+        "moral vectors, a file of 355,922 rows",
         "pandas, a function applied to every row",
         [vectors_seconds],
         [slow_seconds],

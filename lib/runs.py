@@ -146,7 +146,7 @@ class Stage:
         path = self.directory / name
         if not path.exists():
             self._require_unfinished(name)
-            write_parquet(path, function(*args, **kwargs))
+            write_parquet(path, self._marked(function(*args, **kwargs)))
         return pd.read_parquet(path)
 
     def tables(
@@ -156,7 +156,7 @@ class Stage:
         if not all((self.directory / name).exists() for name in names):
             self._require_unfinished(names[0])
             for name, frame in zip(names, function(*args).values(), strict=True):
-                write_parquet(self.directory / name, frame)
+                write_parquet(self.directory / name, self._marked(frame))
         return [pd.read_parquet(self.directory / name) for name in names]
 
     def folder(self, name: str, function: Callable[..., None], *args: Any, **kwargs: Any) -> Path:
@@ -221,6 +221,12 @@ class Stage:
         if agreement != "action-agree":
             found.append(f"{agreement} stood in for action-agree: the same scale, a different question.")
         return found
+
+    def _marked(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Return the frame with the run's notices in ``attrs``, which parquet keeps: no table leaves without them."""
+        marked = frame.copy(deep=False)
+        marked.attrs["notices"] = self.notices()
+        return marked
 
     def _files(self) -> list[str]:
         ours = (file for file in self.directory.rglob("*") if file.is_file())
