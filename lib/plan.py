@@ -306,8 +306,10 @@ def _writing(profile: Profile, model: Size, amount: Work) -> Job:
 
 
 def _judging(profile: Profile, amount: Work) -> Job:
-    # Two scores an answer, and two orders of the comparison with the baseline's answer.
-    calls = sum(prompts * 2 * (conditions + steered) for conditions, steered, prompts in _answers(profile, amount))
+    # Two scores an answer, and two orders of the comparison with the baseline's; of the sweep, comparisons only.
+    (conditions, steered, prompts), (_, swept, sweep_prompts) = _answers(profile, amount)
+    seen = min(profile.second_judge_prompts or prompts, prompts) if profile.second_judge else 0
+    calls = (prompts + seen) * 2 * (conditions + steered) + sweep_prompts * 2 * swept
     offline = profile.judge == "offline"
     each = ASSUMED.seconds_per_offline_verdict if offline else ASSUMED.seconds_per_judge_call
     seconds = ASSUMED.seconds_to_start_a_job + calls * each

@@ -34,9 +34,17 @@ def test_every_model_of_the_paper_is_known():
 
 
 def test_judge_calls_are_counted_as_they_are_asked():
+    """Scores of safety and emotion for every answer, and both orders of every comparison with the baseline."""
     steered = len([arm for arm in PAPER.arms if arm != "baseline"]) * 36
     prompts = plan.work(PAPER).prompts
-    assert plan.job(PAPER, "08_judging").judge_calls == prompts * (2 * (steered + 1) + 2 * steered)
+    once = replace(PAPER, sweep_prompts=0, second_judge=None)
+    calls = prompts * (2 * (steered + 1) + 2 * steered)
+    assert plan.job(once, "08_judging").judge_calls == calls
+    twice = replace(once, second_judge=PAPER.judge, second_judge_prompts=100)
+    assert plan.job(twice, "08_judging").judge_calls == calls * (1 + 100 / prompts)
+    swept = len([arm for arm in PAPER.sweep_arms if arm != "baseline"]) * len(PAPER.sweep_strengths) * 36
+    sweep = replace(once, sweep_prompts=50)
+    assert plan.job(sweep, "08_judging").judge_calls == calls + 50 * 2 * swept
 
 
 def test_large_models_get_as_many_cards_as_their_weights_need_and_small_ones_none():
