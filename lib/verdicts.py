@@ -92,7 +92,7 @@ def beside_published(summary: pd.DataFrame, claims: pd.DataFrame) -> pd.DataFram
     """
     whole = summary[summary["dimension"] == "all"].dropna(subset=["value"])
     rows = []
-    for _, claim in claims[claims["stage"] == "judging"].iterrows():
+    for _, claim in claims[claims["id"].isin(PUBLISHED_AS)].iterrows():
         rubric, metric, arm, lowest, scale = PUBLISHED_AS[claim["id"]]
         found = whole[(whole["rubric"] == rubric) & (whole["metric"] == metric) & (whole["arm"] == arm)]
         found = found.sort_values("value", ascending=lowest)
