@@ -10,7 +10,7 @@ export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce slurm verify plan graph lab test test-fast test-slurm test-faults lint bench bench-gpu \
-  notebooks demo-assets lock clean
+  notebooks book readme demo-assets lock clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -31,16 +31,17 @@ SNAKEMAKE = $(BIN)/python -m snakemake --quiet host rules --keep-going --keep-in
 HERE = --cores $(CORES) --retries 2 --resources gpu=$$($(BIN)/python -m lib.accelerators count) \
   mem_mb=$$($(BIN)/python -c 'import psutil; print(psutil.virtual_memory().total // 10**6)')
 
+# The whole run; if something failed, once more with the models that are there; then what came out. Any failure is make's.
+RUN = failed=0; $(SNAKEMAKE) $(1) --config profile="$(PROFILE)" || failed=1; \
+  if [ $$failed = 1 ] && $(BIN)/python -m lib.failures "$(PROFILE)"; then \
+    $(SNAKEMAKE) $(1) --config profile="$(PROFILE)" partial=true; fi; \
+  $(BIN)/python -m lib.claims "$(PROFILE)" && exit $$failed
+
 reproduce: $(READY) ## run all nine stages of PROFILE (default: the demo)
-	$(SNAKEMAKE) $(HERE) --config profile="$(PROFILE)" || { $(BIN)/python -m lib.failures "$(PROFILE)" && \
-	  $(SNAKEMAKE) $(HERE) --config profile="$(PROFILE)" partial=true; } || true
-	@$(BIN)/python -m lib.claims "$(PROFILE)"
+	@$(call RUN,$(HERE))
 
 slurm: $(READY) ## run PROFILE on a Slurm cluster; SLURM="--default-resources slurm_partition=gpu" names its things
-	$(SNAKEMAKE) --profile profiles/slurm $(SLURM) --config profile="$(PROFILE)" || { \
-	  $(BIN)/python -m lib.failures "$(PROFILE)" && \
-	  $(SNAKEMAKE) --profile profiles/slurm $(SLURM) --config profile="$(PROFILE)" partial=true; } || true
-	@$(BIN)/python -m lib.claims "$(PROFILE)"
+	@$(call RUN,--profile profiles/slurm $(SLURM))
 
 verify: $(READY) ## compare every finished result of PROFILE with its recorded hash; damaged stages are run again next
 	$(BIN)/python -m lib.integrity "$(PROFILE)"
@@ -80,6 +81,12 @@ lint: $(READY) ## ruff, for style and format
 
 notebooks: reproduce ## execute the committed notebooks again, with the demo profile
 	$(BIN)/python -m lib.notebooks commit
+
+book: $(READY) ## build the book (build/book/html); needs nothing but the committed notebooks, or those of PROFILE's run
+	$(BIN)/python -m lib.book "$(PROFILE)"
+
+readme: $(READY) ## write the README's tables of claims and benchmarks
+	$(BIN)/python -m lib.readme
 
 demo-assets: $(READY) ## rebuild data/demo: annotations, prompts, tiny models (minutes)
 	$(BIN)/python data/demo/build_annotations.py

@@ -21,9 +21,10 @@ def machine(gpu: bool = False) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the figures depend on."""
+    """Versions of what the figures depend on, and how busy the machine was just before: a mean number of processes."""
     names = ("torch", "transformers", "pandas", "numpy", "scikit-learn")
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
+    about = {"python": platform.python_version(), "load": f"{os.getloadavg()[0]:.1f}"}
+    return about | {name: importlib.metadata.version(name) for name in names}
 
 
 def record(cell: str, peer: str, ours: list[float], peers: list[float], gpu: bool = False) -> None:

@@ -36,7 +36,7 @@ def measured() -> pd.DataFrame:
 def table(found: pd.DataFrame, expected: pd.DataFrame) -> pd.DataFrame:
     """Join expected and stored cells; ``result`` is text: the median with minimum and maximum, or ``not measured``."""
     joined = expected.drop(columns="module").merge(found, on=["cell", "peer", "device"], how="outer", sort=False)
-    columns = ("times_faster", "exponent", "ours_seconds", "peer_seconds", "machine", "torch")
+    columns = ("times_faster", "exponent", "ours_seconds", "peer_seconds", "machine", "torch", "load")
     for name in [f"{column}_{key}" for column in columns[:4] for key in ("min", "median", "max")] + list(columns[4:]):
         joined[name] = joined.get(name)
     joined["result"] = [
@@ -59,7 +59,7 @@ def markdown(rows: pd.DataFrame) -> str:
     lines = ["| what | against | result: median (min to max) | seconds, ours | machine |", "|---|---|---|---|---|"]
     for row in rows.itertuples():
         seconds = "" if pd.isna(row.ours_seconds_median) else f"{row.ours_seconds_median:.2f}"
-        where = row.device if pd.isna(row.machine) else f"{row.machine}; torch {row.torch}"
+        where = row.device if pd.isna(row.machine) else f"{row.machine}; torch {row.torch}; load {row.load}"
         lines.append(f"| {row.cell} | {row.peer} | {row.result} | {seconds} | {where} |")
     return "\n".join(lines) + "\n"
 

@@ -10,10 +10,15 @@ beyond its margin (``equivalent``: the interval lies inside the margin). Then th
 * *reproduced but explained by a control* when it holds, and for the control as well, unless our whole interval lies
   beyond the control's on the claimed side (``above``, ``below``);
 * *reproduced* otherwise.
+
+A verdict is about one run. Its ``standing`` says whether that run can find anything: one on the demo's annotations
+checks the instrument, and none of its verdicts is a finding.
 """
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,6 +39,9 @@ REPRODUCED = "reproduced"
 EXPLAINED = "reproduced but explained by a control"
 DIFFERS = "differs"
 NOT_RUN = "not run"
+
+DEMO_STANDING = "check of the instrument, not a finding"
+FINDING = "finding about this run's models and data"
 
 
 class ClaimError(ValueError):
@@ -106,15 +114,17 @@ def _beyond(row: pd.Series) -> bool:
     return False
 
 
-def ledger(claims: pd.DataFrame, evidence: pd.DataFrame) -> pd.DataFrame:
+def ledger(claims: pd.DataFrame, evidence: pd.DataFrame, demo: bool = False) -> pd.DataFrame:
     """Join claims with a run's evidence and give every claim its verdict.
 
     Args:
         claims: as :func:`read_claims` returns it.
         evidence: columns ``EVIDENCE``, at most one row a claim.
+        demo: whether the run is on the demo's annotations.
 
     Returns:
-        One row a claim, in the order of ``claims``, with the column ``verdict``. A claim without evidence is *not run*.
+        One row a claim, in the order of ``claims``, with the columns ``verdict`` and ``standing``. A claim without
+        evidence is *not run*.
 
     Raises:
         ClaimError: evidence for an unknown claim, or twice for one.
@@ -129,7 +139,37 @@ def ledger(claims: pd.DataFrame, evidence: pd.DataFrame) -> pd.DataFrame:
     joined["verdict"] = joined.apply(verdict, axis=1)
     nothing = (joined["verdict"] == NOT_RUN) & joined["reason"].isna()
     joined["reason"] = joined["reason"].astype(object).where(~nothing, "this run has no measurement for it")
+    joined["standing"] = DEMO_STANDING if demo else FINDING
+    joined.loc[joined["verdict"] == NOT_RUN, "standing"] = "nothing measured"
     return joined
+
+
+def settings(published: pd.DataFrame, used: Mapping[str, Any]) -> pd.DataFrame:
+    """Say of every published setting whether a run followed it.
+
+    Args:
+        published: ``data/published_settings.csv``: ``stage, setting, value, parameter, code, where``; ``parameter`` is a
+            profile's key, or empty where ``code`` names the module that holds it as a constant.
+        used: the run's parameters by name.
+
+    Returns:
+        The published columns, ``ours`` and ``followed``: "as published", "changed", or "fixed in <module>".
+    """
+    table = published.copy()
+    ours = [used.get(name) if isinstance(name, str) else None for name in table["parameter"]]
+    table["ours"] = ["" if value is None else str(value) for value in ours]
+    table["followed"] = [
+        f"fixed in {row.code}" if value is None else "as published" if _same(row.value, value) else "changed"
+        for row, value in zip(table.itertuples(), ours, strict=True)
+    ]
+    return table
+
+
+def _same(published: Any, ours: Any) -> bool:
+    try:
+        return float(published) == float(ours)
+    except (TypeError, ValueError):
+        return str(published) == str(ours)
 
 
 def summary(table: pd.DataFrame) -> str:

@@ -7,6 +7,7 @@ made.
 """
 
 import difflib
+import html
 import json
 import os
 from collections.abc import Iterator
@@ -24,7 +25,9 @@ PUBLISHED_COUNTS = {"Safety": 429, "Fairness": 249, "Morality": 201, "Data prote
 """Prompts per dimension in Flames_1k_Chinese (paper, section on Flames)."""
 
 PROMPT_KEYS = ("dimension", "subcomponent", "prompt")
-RESPONSE_KEYS = ("id", "dimension", "prompt", "arm", "layer", "response", "receipt")
+RESPONSE_KEYS = ("id", "dimension", "prompt", "arm", "layer", "strength", "response", "receipt")
+CONDITION = ["arm", "layer", "strength"]
+"""What tells apart the conditions under which prompts were answered; layer and strength are missing for the baseline."""
 
 
 class FlamesError(ValueError):
@@ -83,12 +86,12 @@ def read_responses(directory: Path, arms: list[str]) -> pd.DataFrame:
     """Read the answers of ``arms`` from ``directory``, one ``<arm>.jsonl`` each.
 
     Returns:
-        One row an answer: ``id, dimension, prompt, arm, layer`` (missing for the baseline), ``response``,
-        ``receipt`` (dict), arm by arm in the order given.
+        One row an answer: ``id, dimension, prompt, arm, layer, strength`` (the last two are missing for the
+        baseline), ``response``, ``receipt`` (dict), arm by arm in the order given.
 
     Raises:
-        FlamesError: an arm has no file, a line lacks a key or is of another arm, two arms (or two layers of
-            one) did not answer the same prompts, or every answer of an arm is empty.
+        FlamesError: an arm has no file, a line lacks a key or is of another arm, two conditions did not answer
+            the same prompts, or every answer of one is empty.
     """
     rows: list[dict[str, Any]] = []
     for arm in arms:
@@ -100,9 +103,39 @@ def read_responses(directory: Path, arms: list[str]) -> pd.DataFrame:
                 "Run notebook 07_steering with this arm in `arms`."
             )
         rows += [_checked_response(where, arm, row) for where, row in _json_lines(path)]
-    frame = pd.DataFrame(rows, columns=list(RESPONSE_KEYS)).astype({"layer": "Int64"})
+    frame = pd.DataFrame(rows, columns=list(RESPONSE_KEYS)).astype({"layer": "Int64", "strength": float})
     _check_arms(frame, arms)
     return frame
+
+
+def questions(responses: pd.DataFrame) -> pd.DataFrame:
+    """Return the prompts that were answered, one row each, as :func:`choose` takes them."""
+    known = responses[["id", "dimension", "prompt"]].drop_duplicates("id")
+    return known.sort_values("id").reset_index(drop=True)
+
+
+def side_by_side(responses: pd.DataFrame, key: str) -> str:
+    """Return one prompt and the answers of every condition to it as a Markdown table, for reading.
+
+    Args:
+        responses: as :func:`read_responses` returns them.
+        key: the prompt's id.
+
+    Raises:
+        FlamesError: no answer to this prompt.
+    """
+    rows = responses[responses["id"] == key]
+    if rows.empty:
+        raise FlamesError(f"no answers to {key!r}; ids look like {responses['id'].iloc[0]!r}")
+    cell = [html.escape(text).replace("|", "&#124;").replace("\n", "<br>") for text in rows["response"]]
+    names = [
+        arm if pd.isna(layer) else f"{arm}, layer {layer}, s = {strength:g}"
+        for arm, layer, strength in rows[CONDITION].itertuples(index=False)
+    ]
+    lines = [f"| {name} | {text or '*(empty)*'} |" for name, text in zip(names, cell, strict=True)]
+    prompt = html.escape(rows["prompt"].iloc[0]).replace("\n", "<br>")
+    title = f"**{key}, {rows['dimension'].iloc[0]}.** {prompt}"
+    return "\n".join([title, "", "| arm | answer |", "|---|---|", *lines])
 
 
 def append_responses(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -114,17 +147,17 @@ def append_responses(path: Path, rows: list[dict[str, Any]]) -> None:
         os.fsync(stream.fileno())
 
 
-def keep_finished_batches(path: Path, plan: list[list[tuple[str, int | None]]]) -> int:
+def keep_finished_batches(path: Path, plan: list[list[tuple[str, int | None, float | None]]]) -> int:
     """Cut an interrupted file of answers behind its last whole batch and return how many batches it holds.
 
-    ``plan`` lists, batch by batch, the (id, layer) of the answers that the whole file will have.
+    ``plan`` lists, batch by batch, the (id, layer, strength) of the answers that the whole file will have.
     """
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     lines = [line for line in lines if line.endswith(b"\n")]
     batches = kept = 0
     for batch in plan:
         rows = [json.loads(line) for line in lines[kept : kept + len(batch)]]
-        if [(row["id"], row["layer"]) for row in rows] != batch:
+        if [(row["id"], row["layer"], row["strength"]) for row in rows] != batch:
             break
         batches, kept = batches + 1, kept + len(batch)
     if path.exists():
@@ -133,12 +166,12 @@ def keep_finished_batches(path: Path, plan: list[list[tuple[str, int | None]]]) 
 
 
 def _check_arms(frame: pd.DataFrame, arms: list[str]) -> None:
-    groups = {key: part for key, part in frame.groupby(["arm", "layer"], sort=False, dropna=False)}
+    groups = {key: part for key, part in frame.groupby(CONDITION, sort=False, dropna=False)}
     for arm in arms:
         if arm not in set(frame["arm"]):
             raise FlamesError(f"arm {arm!r} has a file but no answers in it; run notebook 07_steering again")
     first = set(next(iter(groups.values()))["id"])
-    for (arm, layer), part in groups.items():
+    for (arm, layer, _), part in groups.items():
         where = f"arm {arm!r}" + ("" if pd.isna(layer) else f" at layer {layer}")
         if part["id"].duplicated().any():
             raise FlamesError(f"{where} answers {part['id'][part['id'].duplicated()].iloc[0]} twice")

@@ -1,16 +1,21 @@
-"""Interventions as data: which autoencoder is put into the residual stream, behind which block, and how strongly.
+"""Interventions as data: what is put into the residual stream, behind which block, at which positions, how strongly.
 
 Nothing here knows how a model is run; :mod:`lib.steering` applies these at every step of generation.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
+from lib import runs
 from lib.sae import export
+from lib.sae.model import SparseAutoencoder
+from lib.store import ActivationStore
 
 FOLDERS = {
     "untuned": "pretrained",
@@ -19,6 +24,11 @@ FOLDERS = {
     "random": "controls/random",
 }
 """Arm -> the folder of its autoencoder within a layer's; the untuned one is notebook 05's, the others 06's."""
+
+DIRECTIONS = ("random-direction", "mean-difference")
+"""Arms that add one direction, as long at every position as the aligned arm's change there."""
+
+Positions = Literal["all", "prompt", "generated"]
 
 
 class SteeringError(ValueError):
@@ -32,7 +42,9 @@ class Intervention:
     Attributes:
         arm: ``baseline`` (nothing), or whose reconstruction is used: ``aligned``, ``untuned`` (before
             alignment), ``shuffled`` (the same latents aligned to shuffled labels), ``random`` (as many
-            latents drawn at random, aligned to the true labels).
+            latents drawn at random, aligned to the true labels), ``random-sae`` (untrained weights of the same
+            shape); or a direction with the norm of the aligned arm's change: ``random-direction``,
+            ``mean-difference`` (mean of virtue minus mean of vice, a contrastive steering vector).
         layer: 0-based index of the decoder block whose output is changed; None for the baseline.
         strength: the paper's s.
         mode: ``add`` is the published x' = x + s (SAE(x) - x); ``blend`` is the same formula held to 0 <= s
@@ -40,6 +52,8 @@ class Intervention:
             stream (s = 1).
         features: ``all`` latents, as the released recipe does, or the ``selected`` (tuned) ones only, the
             others being set to zero before decoding.
+        positions: ``all`` tokens, prompt and answer (published), only those of the ``prompt``, or only the
+            ``generated`` ones once they are read back.
 
     Source: paper, section on steering, and released recipe.
     """
@@ -49,6 +63,7 @@ class Intervention:
     strength: float = 1.0
     mode: Literal["add", "replace", "blend"] = "add"
     features: Literal["all", "selected"] = "all"
+    positions: Positions = "all"
 
     def __post_init__(self) -> None:
         if (self.arm == "baseline") != (self.layer is None):
@@ -57,6 +72,10 @@ class Intervention:
             raise SteeringError(f"mode 'blend' needs a strength from 0 to 1, got {self.strength}")
         if self.mode == "replace" and self.strength != 1:
             raise SteeringError(f"mode 'replace' has no strength other than 1, got {self.strength}; use 'blend'")
+
+    def applies(self, step: int) -> bool:
+        """Say whether the stream is changed at a step of generation; step 0 reads the prompt."""
+        return self.positions == "all" or (self.positions == "prompt") == (step == 0)
 
 
 class Autoencoder(Protocol):
@@ -75,17 +94,24 @@ class Autoencoder(Protocol):
 
 @dataclass(frozen=True)
 class Arm:
-    """An intervention with the autoencoder it needs and the indices of the selected latents."""
+    """An intervention with the autoencoder it needs, the indices of the selected latents, and its direction.
+
+    For the arms of ``DIRECTIONS`` the autoencoder is the aligned one: it says how long the change is, and
+    ``direction`` [width], of length 1, where it points.
+    """
 
     intervention: Intervention
     autoencoder: Autoencoder | None = None
     selected: Tensor | None = None
+    direction: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.intervention.layer is not None and self.autoencoder is None:
             raise SteeringError(f"arm {self.intervention.arm!r} has no autoencoder")
         if self.intervention.features == "selected" and self.intervention.layer is not None and self.selected is None:
             raise SteeringError("features 'selected' needs the indices of the selected latents")
+        if (self.intervention.arm in DIRECTIONS) != (self.direction is not None):
+            raise SteeringError(f"arm {self.intervention.arm!r}: the arms {', '.join(DIRECTIONS)} need a direction")
 
 
 BASELINE = Arm(Intervention("baseline"))
@@ -108,29 +134,118 @@ def steer(stream: Tensor, arm: Arm) -> tuple[Tensor, Tensor]:
         kept[arm.selected] = 1.0
         latents = latents * kept
     reconstruction = autoencoder.decode(latents)
+    if arm.direction is not None:
+        reconstruction = x + (reconstruction - x).norm(dim=-1, keepdim=True) * arm.direction
     changed = reconstruction if what.mode == "replace" else x + what.strength * (reconstruction - x)
     return changed.to(stream.dtype), latents
 
 
-def load_arm(what: Intervention, autoencoders: Path, alignment: Path, width: int, device: str = "cpu") -> Arm:
-    """Read the autoencoder that an intervention needs.
+def conditions(arms: list[str], layers: list[int], strengths: list[float], **how: Any) -> list[Intervention]:
+    """List interventions: the baseline once, if asked for, and every other arm at every layer and strength.
+
+    ``how`` holds what they share: ``mode, features, positions``.
+    """
+    steered = [arm for arm in arms if arm != "baseline"]
+    baseline = [Intervention("baseline")] * ("baseline" in arms)
+    return baseline + [
+        Intervention(arm, layer, strength, **how) for layer in layers for strength in strengths for arm in steered
+    ]
+
+
+def mean_difference(x: np.ndarray, polarity: np.ndarray) -> Tensor:
+    """Return the direction from vice to virtue, float32 [width] of length 1.
 
     Args:
-        what: the intervention; the baseline needs none.
+        x: raw pooled residual streams of one layer, [rows, width].
+        polarity: ``virtue``, ``vice`` or ``neutral``, [rows].
+
+    Raises:
+        SteeringError: one of the poles has no row, or the two means are the same.
+
+    Source: contrastive steering vectors (Rimsky et al., ACL 2024), here from whole actions instead of pairs.
+    """
+    poles = [x[polarity == pole] for pole in ("virtue", "vice")]
+    if not all(len(rows) for rows in poles):
+        raise SteeringError("the arm 'mean-difference' needs rows of both virtue and vice in the training split")
+    difference = poles[0].mean(axis=0, dtype=np.float64) - poles[1].mean(axis=0, dtype=np.float64)
+    length = np.linalg.norm(difference)
+    if not length > 0:
+        raise SteeringError("virtue and vice have the same mean, which gives no direction")
+    return torch.from_numpy(difference / length).float()
+
+
+def contrasts(
+    store: ActivationStore, annotations: pd.DataFrame, exploded: pd.DataFrame, layers: list[int], pooling: str
+) -> dict[int, Tensor]:
+    """Return the :func:`mean_difference` of every layer, from the exploded rows of the grouped training split.
+
+    Args:
+        store: pooled residual streams of the model that shall be steered.
+        annotations: with ``id`` and ``action``.
+        exploded: with ``id, polarity, split_grouped``.
+        layers: indices of decoder blocks.
+        pooling: name of the pooling, the autoencoders' own.
+    """
+    rows = exploded[exploded["split_grouped"] == "train"].merge(annotations[["id", "action"]], on="id")
+    places, polarity = store.rows_of(rows["action"]), rows["polarity"].to_numpy()
+    return {layer: mean_difference(store.read(layer, pooling)[places], polarity) for layer in layers}
+
+
+def random_direction(width: int, seed: int) -> Tensor:
+    """Return a direction drawn uniformly, float32 [width] of length 1."""
+    drawn = torch.randn(width, generator=torch.Generator().manual_seed(seed))
+    return drawn / drawn.norm()
+
+
+def load_arm(
+    what: Intervention,
+    autoencoders: Path,
+    alignment: Path,
+    width: int,
+    device: str = "cpu",
+    contrast: dict[int, Tensor] | None = None,
+    seed: int = 0,
+    model: str | None = None,
+) -> Arm:
+    """Read or draw what an intervention needs.
+
+    Args:
+        what: the intervention; the baseline needs nothing.
         autoencoders: directory of notebook 05, ``sae/<model>``.
         alignment: directory of notebook 06, ``alignment/<model>``.
         width: of the model's residual stream.
         device: where the model runs.
+        contrast: layer -> direction, as :func:`contrasts` returns it, for the arm ``mean-difference``.
+        seed: of the random direction and of the untrained autoencoder.
+        model: short name of the model, if it shall be compared with the one that the autoencoder was made for.
 
     Raises:
         lib.sae.export.FormatError: the autoencoder is not there, cannot be read or is of another width.
+        SteeringError: the autoencoder is of another model or layer; the arm ``mean-difference`` has no direction.
     """
     if what.layer is None:
         return Arm(what)
     layer = f"layer_{what.layer:02d}"
-    folder = (autoencoders if what.arm == "untuned" else alignment) / layer / FOLDERS[what.arm]
-    autoencoder = export.load(folder, width).to(device).requires_grad_(False)
+    own = (autoencoders if what.arm == "untuned" else alignment) / layer / FOLDERS.get(what.arm, FOLDERS["aligned"])
+    autoencoder = export.load(own, width)
+    _refuse_another(own, model, what.layer)
+    if what.arm == "random-sae":
+        autoencoder = SparseAutoencoder(autoencoder.width, autoencoder.latents, seed)
     # The untuned arm has no tuned latents of its own: its counterpart of the selection is the aligned arm's.
-    chosen = alignment / layer / FOLDERS["aligned"] if what.arm == "untuned" else folder
+    chosen = alignment / layer / FOLDERS["aligned"] if what.arm == "untuned" else own
     selected = torch.tensor(export.metadata(chosen)["tuned_latents"], dtype=torch.long, device=device)
-    return Arm(what, autoencoder, selected)
+    drawn, found = random_direction(width, seed), (contrast or {}).get(what.layer)
+    direction = {"random-direction": drawn, "mean-difference": found}.get(what.arm)
+    moved = None if direction is None else direction.to(device)
+    return Arm(what, autoencoder.to(device).requires_grad_(False), selected, moved)
+
+
+def _refuse_another(folder: Path, model: str | None, layer: int) -> None:
+    about = export.metadata(folder)
+    named, hook = about.get("model_name", model), about.get("hook_name", f".{layer}")
+    if model is not None and named != model:
+        raise SteeringError(
+            f"{runs.short(folder)} belongs to another model: it was made for {named!r}, and {model!r} shall be steered"
+        )
+    if not hook.endswith(f".{layer}"):
+        raise SteeringError(f"{runs.short(folder)} was made for {hook}, not for layer {layer}")

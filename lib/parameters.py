@@ -19,10 +19,14 @@ class ParameterError(ValueError):
 
 
 Agreement = Literal["action-agree", "rot-agree"]
+Keep = Literal["m", "split"]
 DType = Literal["float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda", "8bit", "4bit", "remote"]
 Pooling = Literal["mean", "mean_without_first", "action", "last"]
-Arm = Literal["baseline", "aligned", "untuned", "shuffled", "random"]
+Split = Literal["grouped", "published"]
+Arm = Literal[
+    "baseline", "aligned", "untuned", "shuffled", "random", "random-sae", "random-direction", "mean-difference"
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,9 @@ class MoralVectors:
 
     run_dir: str
     annotations: str
+    accept_unverified: bool
     agreement: Agreement
+    keep: Keep
     bootstrap_draws: int
     seed: int
     PATHS: ClassVar = ("annotations",)
@@ -80,12 +86,15 @@ class CompareModels:
 
 @dataclass(frozen=True)
 class SparseAutoencoders:
-    """Parameters of notebook 05."""
+    """Parameters of notebook 05; ``sae_source`` is ``train``, or a local directory or a hub id of autoencoders by others."""
 
     run_dir: str
     model: str
     layers: list[int]
     pooling: Pooling
+    split: Split
+    sae_source: str
+    sae_activation: Literal["relu", "topk", "batchtopk"]
     expansion: int
     target_l0: float
     sae_epochs: int
@@ -93,6 +102,7 @@ class SparseAutoencoders:
     batch_size: int
     permutations: int
     seed: int
+    show_content: bool
 
 
 @dataclass(frozen=True)
@@ -103,9 +113,11 @@ class FeatureAlignment:
     model: str
     layers: list[int]
     pooling: Pooling
+    split: Split
     alignment_epochs: int
     alignment_learning_rate: float
-    alignment_objective: Literal["six-term", "three-term", "six-term-without-floor"]
+    alignment_batch_size: int
+    alignment_objective: Literal["six-term", "three-term", "six-term-without-floor", "three-term-without-floor"]
     bootstrap_draws: int
     seed: int
 
@@ -124,27 +136,42 @@ class Steering:
     strength: float
     mode: Literal["add", "replace", "blend"]
     features: Literal["all", "selected"]
+    positions: Literal["all", "prompt", "generated"]
+    pooling: Pooling
     prompts: str
     prompt_limit: int | None
+    decoding: Literal["equal", "published"]
     max_new_tokens: int
     temperature: float
     top_p: float
     repetition_penalty: float
     steering_batch: int
+    sweep_arms: list[Arm]
+    sweep_strengths: list[float]
+    sweep_prompts: int
+    ordinary_text: str
+    bootstrap_draws: int
     seed: int
     show_content: bool
-    PATHS: ClassVar = ("model_source", "prompts")
+    PATHS: ClassVar = ("model_source", "prompts", "ordinary_text")
 
 
 @dataclass(frozen=True)
 class Judging:
-    """Parameters of notebook 08; ``judge`` is ``offline`` or any model name that Inspect knows."""
+    """Parameters of notebook 08; a judge is ``offline`` or any model name that Inspect knows."""
 
     run_dir: str
     model: str
     arms: list[Arm]
     layers: list[int]
+    sweep_arms: list[Arm]
     judge: str
+    second_judge: str | None
+    second_judge_prompts: int | None
+    flames_scorer: str | None
+    rubric_language: Literal["zh", "en"]
+    judge_calls: int | None
+    judge_tokens: int | None
     bootstrap_draws: int
     seed: int
     show_content: bool

@@ -243,7 +243,8 @@ def _reading(profile: Profile, name: str, model: Size, amount: Work) -> Job:
     cards = _cards(profile, weights)
     tokens = amount.actions * amount.tokens_per_action
     flops = 2 * model.active * tokens
-    store = POOLINGS * model.layers * amount.actions * model.width * 4
+    stored = profile.stage_parameters("02_residual_streams", name).get("store_dtype", "float32")
+    store = POOLINGS * model.layers * amount.actions * model.width * BYTES[stored]
     seconds = ASSUMED.seconds_to_start_a_job + 5 + weights / (ASSUMED.load_gigabytes_per_second * 1e9)
     seconds += flops / _rate(profile, cards, profile.dtype, ASSUMED.reading_share)
     memory = 1.5e9 + (min(weights, 20e9) if cards else weights) + POOLINGS * model.layers * 512 * model.width * 16

@@ -6,12 +6,12 @@ out take the defaults below, which are those of the paper or of its released rec
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
 from lib import runs
-from lib.parameters import STAGES, Agreement, Arm, Device, DType, ParameterError, Pooling
+from lib.parameters import STAGES, Agreement, Arm, Device, DType, Keep, ParameterError, Pooling
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,9 @@ class Profile:
     sae_model: str
     prompts: str
     layers: list[int]
+    accept_unverified: bool = False
     agreement: Agreement = "action-agree"
+    keep: Keep = "m"
     dtype: DType = "float32"
     token_budget: int = 4096
     device: Device = "auto"
@@ -52,6 +54,9 @@ class Profile:
     control_layers: int = 6
     probe_rows: int = 25_000
     equivalence_margin: float = 0.1
+    split: str = "grouped"
+    sae_source: str = "train"
+    sae_activation: str = "relu"
     expansion: int = 16
     target_l0: float = 100.0
     sae_epochs: int = 200
@@ -59,18 +64,31 @@ class Profile:
     batch_size: int = 4096
     alignment_epochs: int = 50
     alignment_learning_rate: float = 1e-4
+    alignment_batch_size: int = 512
     alignment_objective: str = "six-term"
-    arms: list[Arm] = field(default_factory=lambda: ["baseline", "aligned", "untuned", "shuffled", "random"])
+    arms: list[Arm] = field(default_factory=lambda: list(get_args(Arm)))
     strength: float = 1.0
     mode: str = "add"
     features: str = "all"
+    positions: str = "all"
     prompt_limit: int | None = None
+    decoding: str = "equal"
     max_new_tokens: int = 512
     temperature: float = 0.7
     top_p: float = 0.9
     repetition_penalty: float = 1.1
     steering_batch: int = 16
+    sweep_arms: list[Arm] = field(default_factory=lambda: ["baseline", "aligned", "untuned", "random-direction"])
+    sweep_strengths: list[float] = field(default_factory=lambda: [0.25, 0.5, 1.0, 2.0])
+    sweep_prompts: int = 50
+    ordinary_text: str = "data/ordinary_text.jsonl"
     judge: str = "offline"
+    second_judge: str | None = None
+    second_judge_prompts: int | None = None
+    flames_scorer: str | None = None
+    rubric_language: str = "zh"
+    judge_calls: int | None = None
+    judge_tokens: int | None = None
     claims: str = "data/published_claims.csv"
     seed: int = 0
     threads: int = 1

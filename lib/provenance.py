@@ -2,8 +2,13 @@
 
 import ast
 import hashlib
+import importlib.metadata
 import json
 import os
+import platform
+import shlex
+import sys
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,6 +36,41 @@ def sha256_of_file(path: Path) -> str:
 def sha256_of_json(value: Any) -> str:
     """Return the sha256 of a value's JSON text, keys sorted."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def machine_class() -> str:
+    """Describe this machine without naming it: system, processor, cores and accelerator."""
+    torch = sys.modules.get("torch")  # a stage that never imported it used no accelerator
+    cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch else []
+    accelerator = ", ".join(f"{cards.count(name)} x {name}" for name in sorted(set(cards))) or "no accelerator"
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {accelerator}"
+
+
+def command_for(notebook: str, parameters: Mapping[str, Any]) -> str:
+    """Return the command that runs a notebook with these parameters, from the project root."""
+    values = shlex.quote(json.dumps(parameters, ensure_ascii=False))
+    return f".venv/bin/papermill notebooks/{notebook}.ipynb {notebook}.executed.ipynb --cwd notebooks -y {values}"
+
+
+def provenance_text(manifest: Mapping[str, Any], command: str) -> str:
+    """Write a stage's manifest as Markdown: versions, hashes, seed, machine class, wall time and the command."""
+    identity = manifest["identity"]
+    seed = identity["parameters"].get("seed")
+    rows = {
+        "stage": manifest["stage"],
+        "companion": importlib.metadata.version("moral-indifference-companion"),
+        "Python": platform.python_version(),
+        "packages": ", ".join(f"{name} {version}" for name, version in identity["packages"].items()),
+        "code": f"sha256 {identity['code'][:16]}",
+        "inputs": ", ".join(f"{name} {value[:12]}" for name, value in identity["inputs"].items()),
+        "outputs": f"{len(manifest['outputs'])} files, sha256 {sha256_of_json(manifest['outputs'])[:16]}",
+        "seed": "none used" if seed is None else seed,
+        "machine": manifest.get("machine", "not recorded"),
+        "wall time": f"{manifest['wall_seconds']:.1f} s",
+        "finished": manifest["finished"],
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return f"| provenance | |\n|---|---|\n{table}\n\nMade again from the project root by\n\n```bash\n{command}\n```\n"
 
 
 def notebook_code(notebook: str) -> str:

@@ -22,13 +22,17 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from IPython.display import Markdown
 
 from lib.parameters import STAGES, build, check_names, parameters
 from lib.provenance import (
     PROJECT,
     code_hash,
+    command_for,
+    machine_class,
     modules_used_by,
     notebook_code,
+    provenance_text,
     resolve,
     sha256_of_file,
     sha256_of_json,
@@ -124,6 +128,7 @@ class Stage:
     inputs: dict[str, Path]
     identity: dict[str, Any]
     complete: bool
+    command: str
     started: float = field(default_factory=time.monotonic)
 
     def inputs_table(self) -> pd.DataFrame:
@@ -141,7 +146,7 @@ class Stage:
         path = self.directory / name
         if not path.exists():
             self._require_unfinished(name)
-            write_parquet(path, function(*args, **kwargs))
+            write_parquet(path, self._marked(function(*args, **kwargs)))
         return pd.read_parquet(path)
 
     def tables(
@@ -151,7 +156,7 @@ class Stage:
         if not all((self.directory / name).exists() for name in names):
             self._require_unfinished(names[0])
             for name, frame in zip(names, function(*args).values(), strict=True):
-                write_parquet(self.directory / name, frame)
+                write_parquet(self.directory / name, self._marked(frame))
         return [pd.read_parquet(self.directory / name) for name in names]
 
     def folder(self, name: str, function: Callable[..., None], *args: Any, **kwargs: Any) -> Path:
@@ -178,6 +183,7 @@ class Stage:
                 "identity": self.identity,
                 "outputs": outputs,
                 "notices": self.notices(),
+                "machine": machine_class(),
                 "wall_seconds": round(time.monotonic() - self.started, 2),
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             }
@@ -190,18 +196,37 @@ class Stage:
         outputs = read_manifest(self.directory)["outputs"]
         return pd.DataFrame([(name, value[:12]) for name, value in outputs.items()], columns=["output", "sha256"])
 
+    def provenance(self) -> Markdown:
+        """Return what made this stage's results, as text for the end of its notebook, from the manifest.
+
+        Versions, hashes, seed, machine class, wall time and the exact command that makes them again.
+        """
+        return Markdown(provenance_text(read_manifest(self.directory), self.command))
+
+    def is_demo(self) -> bool:
+        """Say whether this run is on the demo's annotations, so that nothing in it is a finding."""
+        vectors = _read_plan(self.run_dir / STAGES["01_moral_vectors"].directory)
+        used = vectors["identity"]["inputs"].get("annotations") if vectors else None
+        return used == sha256_of_file(PROJECT / DEMO_ANNOTATIONS)
+
     def notices(self) -> list[str]:
         """Return what every reader of this run's results must know, from the identity of its moral vectors."""
         vectors = _read_plan(self.run_dir / STAGES["01_moral_vectors"].directory)
         if vectors is None:
             return []
         found = []
-        if vectors["identity"]["inputs"].get("annotations") == sha256_of_file(PROJECT / DEMO_ANNOTATIONS):
+        if self.is_demo():
             found.append("Demo data: a check of the instrument, not a finding.")
         agreement = vectors["identity"]["parameters"]["agreement"]
         if agreement != "action-agree":
             found.append(f"{agreement} stood in for action-agree: the same scale, a different question.")
         return found
+
+    def _marked(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Return the frame with the run's notices in ``attrs``, which parquet keeps: no table leaves without them."""
+        marked = frame.copy(deep=False)
+        marked.attrs["notices"] = self.notices()
+        return marked
 
     def _files(self) -> list[str]:
         ours = (file for file in self.directory.rglob("*") if file.is_file())
@@ -256,7 +281,8 @@ def open_stage(
             if plan:
                 shutil.rmtree(directory)
             _write_plan(directory, name, identity, finished=False)
-    return Stage(name, resolve(parameters.run_dir), directory, paths, identity, complete, started)
+    command = command_for(name, asdict(parameters))
+    return Stage(name, resolve(parameters.run_dir), directory, paths, identity, complete, command, started)
 
 
 def _read_plan(directory: Path) -> dict[str, Any] | None:

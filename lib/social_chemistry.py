@@ -7,16 +7,20 @@ then that rule is skipped, and the table of dropped rows says so.
 
 import io
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 import pandera.pandas as pa
 import pooch
 
 from lib import runs
+from lib.download import ResumingDownloader
 from lib.foundations import FOUNDATIONS
 
 URL = "https://storage.googleapis.com/ai2-mosaic-public/projects/social-chemistry/data/social-chem-101.zip"
+ZIP_BYTES = 27_610_699
 TSV_NAME = "social-chem-101.v1.0.tsv"
 TSV_SHA256 = "6a289ec5f814ec975deacc244ed7b5758911611847c0834bf6b2f32817722aea"
 DOWNLOAD = "download"
@@ -24,8 +28,14 @@ DOWNLOAD = "download"
 
 REQUIRED = ("action", "rot-moral-foundations", "action-moral-judgment")
 OPTIONAL = ("rot-bad", "m", "split", "rot-id")
+OWN_SPLITS = ("train", "dev", "test")
+"""Values of ``split`` that name the data set's main parts; the others hold repeated annotations."""
+
 SEVERAL = (5, 50)
 """Values of ``m``, the number of workers who were given a rule of thumb, of rows with several annotators."""
+
+FLAGS = {"rot-bad": (0, 1), "m": range(1, 51), "split": (*OWN_SPLITS, "dev-extra", "test-extra", "analysis")}
+"""Values of the columns that only cleaning reads (README of the data set)."""
 
 LEVELS = {"action-moral-judgment": (-2, -1, 0, 1, 2), "action-agree": (0, 1, 2, 3, 4), "rot-agree": (0, 1, 2, 3, 4)}
 
@@ -38,21 +48,27 @@ class AnnotationError(ValueError):
     """A file of annotations is not what it should be; the message names file, line and column."""
 
 
-def locate(annotations: str) -> Path:
+def locate(annotations: str, accept_unverified: bool = False) -> Path:
     """Return the file of annotations, downloading the official one if asked to.
+
+    Args:
+        annotations: a path, absolute or from the project root, or ``download``.
+        accept_unverified: take a file of the official name with another checksum on the user's word, and say so.
 
     Raises:
         AnnotationError: no such file, or the official file has another checksum; both values are named.
+        lib.download.DownloadError: the download broke off, which a second run resumes, or has another size.
     """
     if annotations == DOWNLOAD:
         folder = runs.PROJECT / "data" / "raw"
         members = pooch.retrieve(
             URL,
+            # The publisher gives no checksum of the zip; the downloader holds its size, the check below the TSV's sha256.
             known_hash=None,
             path=folder,
             fname="social-chem-101.zip",
+            downloader=ResumingDownloader(folder / "social-chem-101.zip.part", ZIP_BYTES),
             processor=pooch.Unzip(extract_dir="social-chem-101"),
-            progressbar=True,
         )
         path = next(Path(member) for member in members if member.endswith(TSV_NAME))
     else:
@@ -62,11 +78,18 @@ def locate(annotations: str) -> Path:
             f"annotations not found: {annotations}. Paths start at the project root. {WHERE_TO_PUT_IT}"
         )
     if path.name == TSV_NAME and (found := runs.sha256_of_file(path)) != TSV_SHA256:
-        raise AnnotationError(
-            f"{runs.short(path)} should have sha256 {TSV_SHA256}, but has {found}. "
-            "Download it again, or rename the file to use it all the same."
-        )
+        if not accept_unverified:
+            raise AnnotationError(
+                f"{runs.short(path)} should have sha256 {TSV_SHA256}, but has {found}. "
+                "Download it again, or set `accept_unverified: true` to vouch for this file yourself."
+            )
+        print(f"accepted on your word: {runs.short(path)} has sha256 {found}, not the official {TSV_SHA256}")
     return path
+
+
+def is_official(path: Path) -> bool:
+    """Say whether a file is the official TSV, by its checksum."""
+    return runs.sha256_of_file(path) == TSV_SHA256
 
 
 def read(path: Path, agreement: str = "action-agree") -> pd.DataFrame:
@@ -114,7 +137,9 @@ def read(path: Path, agreement: str = "action-agree") -> pd.DataFrame:
     return _checked(rows, agreement, name).rename(columns={agreement: "agreement"})
 
 
-def clean(rows: pd.DataFrame, annotators: tuple[int, ...] = (1,)) -> tuple[pd.DataFrame, pd.DataFrame]:
+def clean(
+    rows: pd.DataFrame, annotators: tuple[int, ...] = (1,), keep: Literal["m", "split"] = "m"
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Apply the published cleaning.
 
     Keep ``rot-bad == 0`` and ``m == 1`` and non-null action, foundations, judgment and agreement (released recipe).
@@ -122,6 +147,7 @@ def clean(rows: pd.DataFrame, annotators: tuple[int, ...] = (1,)) -> tuple[pd.Da
     Args:
         rows: as :func:`read` returns them.
         annotators: values of ``m`` to keep; ``SEVERAL`` for the rows behind the human ceiling.
+        keep: ``m`` as published, or ``split`` to keep instead the rows of the data set's own train, dev and test parts.
 
     Returns:
         The kept rows, and a table ``rule, rows_dropped, rows_left`` of what each rule removed in turn; a rule whose
@@ -129,9 +155,15 @@ def clean(rows: pd.DataFrame, annotators: tuple[int, ...] = (1,)) -> tuple[pd.Da
     """
     kept = rows
     record: list[tuple[str, int | None, int]] = [("rows of the file", 0, len(rows))]
+    if keep == "split" and "split" not in rows:
+        raise AnnotationError("`keep: split` needs the column 'split', which the file does not have; use `keep: m`")
+    chosen = {
+        "m": (f"m is {' or '.join(map(str, annotators))}", "m", lambda frame: frame["m"].isin(annotators)),
+        "split": (f"split is {', '.join(OWN_SPLITS)}", "split", lambda frame: frame["split"].isin(OWN_SPLITS)),
+    }
     rules = [
         ("rot-bad is 0", "rot-bad", lambda frame: frame["rot-bad"] == 0),
-        (f"m is {' or '.join(map(str, annotators))}", "m", lambda frame: frame["m"].isin(annotators)),
+        chosen[keep],
         ("action is given", "action", lambda frame: frame["action"].notna()),
         ("foundations are given", "rot-moral-foundations", lambda frame: frame["rot-moral-foundations"].notna()),
         ("judgment is given", "action-moral-judgment", lambda frame: frame["action-moral-judgment"].notna()),
@@ -205,11 +237,16 @@ def _checked(rows: pd.DataFrame, agreement: str, name: str) -> pd.DataFrame:
             **{
                 column: pa.Column(
                     float,
-                    pa.Check.isin(LEVELS[column], error=f"one of {', '.join(map(str, LEVELS[column]))}"),
+                    pa.Check.isin(LEVELS[column], error=_described(LEVELS[column])),
                     nullable=True,
                     coerce=True,
                 )
                 for column in ("action-moral-judgment", agreement)
+            },
+            **{
+                column: pa.Column(None, pa.Check.isin(values, error=_described(values)), nullable=True)
+                for column, values in FLAGS.items()
+                if column in rows
             },
             "rot-moral-foundations": pa.Column(
                 str, pa.Check(_known_foundations, name=f"a |-separated list of {', '.join(FOUNDATIONS)}"), nullable=True
@@ -226,6 +263,12 @@ def _checked(rows: pd.DataFrame, agreement: str, name: str) -> pd.DataFrame:
             f"{name}, line {line}, column {case['column']!r}: expected {case['check']}, got {case['failure_case']}"
             + (f" (and {more} more)" if more else "")
         ) from None
+
+
+def _described(values: Sequence[object]) -> str:
+    if isinstance(values, range):
+        return f"a whole number from {values[0]} to {values[-1]}"
+    return f"one of {', '.join(map(str, values))}"
 
 
 def _known_foundations(values: pd.Series) -> pd.Series:

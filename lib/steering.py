@@ -32,6 +32,14 @@ PLAIN_FORMAT = "{system}\n{prompt}\n"
 """Prompt for tokenizers without a chat template."""
 
 
+RECEIPT = (
+    "arm", "layers", "strength", "mode", "features", "positions", "steps", "steps_touched", "positions_touched",
+    "relative_norm", "active_latents", "kl_first_step", "seed", "decoding", "prompt_format", "prompt_tokens",
+    "prompt_tokens_dropped", "tokens_generated", "truncated",
+)  # fmt: skip
+"""Fields of a receipt; :func:`answer` says what they mean."""
+
+
 class ReceiptError(RuntimeError):
     """A receipt does not show that the stream was touched at every step and position."""
 
@@ -92,8 +100,7 @@ class EncodedPrompts:
 def encode_prompts(model: TransformersModel, prompts: list[str], max_new_tokens: int) -> EncodedPrompts:
     """Put prompts into the model's chat template, tokenize them and pad on the left.
 
-    A context that cannot hold ``max_new_tokens`` beside the prompt is shared: an answer gets at most half of
-        it, and a
+    A context that cannot hold ``max_new_tokens`` beside the prompt is shared: an answer gets at most half of it, and a
     prompt longer than the rest loses its beginning. Both are recorded.
     """
     tokenizer = model.tokenizer
@@ -126,20 +133,37 @@ def encode_prompts(model: TransformersModel, prompts: list[str], max_new_tokens:
 
 @dataclass
 class _Trail:
-    """What was seen at each step, one entry a step; tensors are [batch]."""
+    """What was seen at each step that was touched; tensors are [batch]."""
 
+    step: list[int] = field(default_factory=list)
     positions: list[Tensor] = field(default_factory=list)
     relative_norm: list[Tensor] = field(default_factory=list)
     active: list[Tensor] = field(default_factory=list)
 
-    def add(self, before: Tensor, after: Tensor, latents: Tensor, mask: Tensor) -> None:
+    def add(self, step: int, before: Tensor, after: Tensor, latents: Tensor, mask: Tensor) -> None:
         """Add one step: streams [batch, token, width], latents [batch, token, latents], mask [batch, token]."""
         if before.ndim != 3 or after.shape != before.shape:
             raise SteeringError(f"stream should be [batch, token, width]; was {before.shape}, became {after.shape}")
         change = (after - before).float().norm(dim=-1) / before.float().norm(dim=-1).clamp_min(1e-12)
-        self.positions.append(mask.sum(dim=1).cpu())
-        self.relative_norm.append((change * mask).sum(dim=1).cpu())
-        self.active.append(((latents > 0).sum(dim=-1) * mask).sum(dim=1).cpu())
+        self.step.append(step)
+        self.positions.append(mask.sum(dim=1))
+        self.relative_norm.append((change * mask).sum(dim=1))
+        self.active.append(((latents > 0).sum(dim=-1) * mask).sum(dim=1))
+
+    def of(self, steps: list[int]) -> list[dict[str, float]]:
+        """Add up, for every answer of the batch, what was seen in its first ``steps[row]`` steps."""
+        names = ("positions", "relative_norm", "active")
+        if not self.step:
+            return [dict.fromkeys(("steps", *names), 0) for _ in steps]
+        # One transfer for the whole batch: on a GPU a transfer a step would wait for every step.
+        seen = {name: torch.stack(getattr(self, name)).double().cpu() for name in names}
+        sums = []
+        for row, count in enumerate(steps):
+            within = torch.tensor([step < count for step in self.step])
+            of_row = {name: values[within, row] for name, values in seen.items()}
+            touched = int((of_row["positions"] > 0).sum())
+            sums.append({"steps": touched} | {name: float(values.sum()) for name, values in of_row.items()})
+        return sums
 
 
 def answer(
@@ -148,9 +172,9 @@ def answer(
     """Let a model answer one batch of prompts under one arm.
 
     Returns:
-        One ``{"response", "receipt"}`` a prompt. The receipt says: arm, layers, strength, mode, features;
-        ``steps`` (forward passes that wrote this answer), ``steps_touched`` and ``positions_touched`` as seen
-        while generating; ``relative_norm`` (mean of |x' - x| / |x| over the positions touched),
+        One ``{"response", "receipt"}`` a prompt. The receipt says: arm, layers, strength, mode, features,
+        positions; ``steps`` (forward passes that wrote this answer), ``steps_touched`` and
+        ``positions_touched`` as seen while generating; ``relative_norm`` (mean of |x' - x| / |x| over the positions touched),
         ``active_latents`` (mean), ``kl_first_step`` (Kullback-Leibler divergence in nats of the next-token
         distribution behind the prompt, from steered to unsteered); seed, decoding, prompt format, prompt
         tokens and how many were dropped, tokens generated, and whether the answer was truncated.
@@ -177,24 +201,22 @@ def answer(
             divergence = _divergence(logits, _next_token_logits(model, inputs))
     generated = ids[:, encoded.input_ids.shape[1] :].cpu()
     ends = _stop_tokens(model)
+    rows = [_until_stop(tokens, ends) for tokens in generated.tolist()]
     answers = []
-    for row in range(len(prompts)):
-        tokens = generated[row].tolist()
-        stop = next((index for index, token in enumerate(tokens) if token in ends), None)
-        steps = len(tokens) if stop is None else stop + 1
-        touched = [int(step[row]) for step in trail.positions[:steps]]
-        positions = sum(touched)
+    for row, (tokens, seen) in enumerate(zip(rows, trail.of([len(tokens) for tokens in rows]), strict=True)):
+        steps = len(tokens)
         receipt = {
             "arm": arm.intervention.arm,
             "layers": [] if arm.intervention.layer is None else [arm.intervention.layer],
             "strength": arm.intervention.strength,
             "mode": arm.intervention.mode,
             "features": arm.intervention.features,
+            "positions": arm.intervention.positions,
             "steps": steps,
-            "steps_touched": sum(count > 0 for count in touched),
-            "positions_touched": positions,
-            "relative_norm": _mean(trail.relative_norm, row, steps, positions),
-            "active_latents": _mean(trail.active, row, steps, positions),
+            "steps_touched": seen["steps"],
+            "positions_touched": int(seen["positions"]),
+            "relative_norm": round(seen["relative_norm"] / max(seen["positions"], 1), 6),
+            "active_latents": round(seen["active"] / max(seen["positions"], 1), 6),
             "kl_first_step": round(float(divergence[row]), 6),
             "seed": seed,
             "decoding": asdict(decoding) | {"max_new_tokens": encoded.max_new_tokens},
@@ -202,25 +224,32 @@ def answer(
             "prompt_tokens": int(encoded.attention_mask[row].sum()),
             "prompt_tokens_dropped": encoded.dropped[row],
             "tokens_generated": steps,
-            "truncated": stop is None,
+            "truncated": tokens[-1] not in ends,
         }
         check_receipt(receipt)
-        text = model.tokenizer.decode(tokens[:steps], skip_special_tokens=True)
+        text = model.tokenizer.decode(tokens, skip_special_tokens=True)
         answers.append({"response": text.strip(), "receipt": receipt})
     return answers
 
 
 def check_receipt(receipt: dict[str, Any]) -> None:
-    """Refuse a receipt that does not show every step and every position touched (none, for the baseline).
+    """Refuse a receipt that does not show every step and position touched that its ``positions`` name.
+
+    All of them by default; step 0 reads the prompt, each later one reads a generated token; none for the baseline.
 
     Raises:
-        ReceiptError: says how many were and how many should have been.
+        ReceiptError: a field is missing, or says how many were touched and how many should have been.
     """
+    if missing := [name for name in RECEIPT if name not in receipt]:
+        raise ReceiptError(f"the receipt lacks {missing[0]!r}; run notebook 07_steering again")
+    later = receipt["steps"] - 1
+    steps, positions = {
+        "all": (1 + later, receipt["prompt_tokens"] + later),
+        "prompt": (1, receipt["prompt_tokens"]),
+        "generated": (later, later),
+    }[receipt["positions"]]
     steered = receipt["arm"] != "baseline"
-    due = {
-        "steps_touched": receipt["steps"] if steered else 0,
-        "positions_touched": receipt["prompt_tokens"] + receipt["steps"] - 1 if steered else 0,
-    }
+    due = {"steps_touched": steps * steered, "positions_touched": positions * steered}
     for name, number in due.items():
         if receipt[name] != number:
             raise ReceiptError(f"arm {receipt['arm']!r}: {name} is {receipt[name]} and should be {number}")
@@ -229,6 +258,29 @@ def check_receipt(receipt: dict[str, Any]) -> None:
 def _generate_steered(
     model: TransformersModel, arm: Arm, inputs: dict[str, Tensor], arguments: dict[str, Any], trail: _Trail
 ) -> tuple[Tensor, Tensor]:
+    layer, first_logits = steered_layer(model, arm), []
+    with model.generate(**arguments) as tracer:
+        with tracer.invoke(inputs):
+            for step in tracer.iter[:]:
+                stream = layer.output
+                if arm.intervention.applies(step):
+                    changed, latents = steer(stream, arm)
+                    mask = inputs["attention_mask"] if step == 0 else torch.ones_like(inputs["attention_mask"][:, :1])
+                    trail.add(step, stream, changed, latents, mask)
+                    layer.output = changed
+                if step == 0:
+                    first_logits.append(model.output.logits[:, -1])
+        with tracer.invoke():
+            ids = tracer.result.save()
+    return ids, first_logits[0]
+
+
+def steered_layer(model: TransformersModel, arm: Arm) -> Any:
+    """Return the decoder block behind which an arm acts, once it is certain that the two belong together.
+
+    Raises:
+        SteeringError: the layer does not exist, or the autoencoder is of another width than the stream.
+    """
     layers, index = models.decoder_layers(model), arm.intervention.layer
     width = models.width(model)
     assert index is not None
@@ -240,20 +292,27 @@ def _generate_steered(
             f"the autoencoder of arm {arm.intervention.arm!r} has width {arm.autoencoder.W_enc.shape[0]} and the "
             f"model's stream {width}: it belongs to another model"
         )
-    layer, first_logits = layers[index], []
-    with model.generate(**arguments) as tracer:
-        with tracer.invoke(inputs):
-            for step in tracer.iter[:]:
-                stream = layer.output
-                changed, latents = steer(stream, arm)
-                mask = inputs["attention_mask"] if step == 0 else torch.ones_like(inputs["attention_mask"][:, :1])
-                trail.add(stream, changed, latents, mask)
-                layer.output = changed
-                if step == 0:
-                    first_logits.append(model.output.logits[:, -1])
-        with tracer.invoke():
-            ids = tracer.result.save()
-    return ids, first_logits[0]
+    return layers[index]
+
+
+def read_text(model: TransformersModel, arm: Arm, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Read a right-padded batch of plain text in one pass, the stream changed at every position.
+
+    Returns:
+        Logits [batch, token, vocabulary] and the relative norm of the change [batch, token], 0 for the baseline.
+    """
+    change = torch.zeros(inputs["input_ids"].shape)
+    with torch.no_grad():
+        if arm.intervention.layer is None:
+            return model._module(**inputs).logits, change
+        layer = steered_layer(model, arm)
+        with model.trace(inputs):
+            stream = layer.output
+            changed, _ = steer(stream, arm)
+            layer.output = changed
+            change = ((changed - stream).float().norm(dim=-1) / stream.float().norm(dim=-1).clamp_min(1e-12)).save()
+            logits = model.output.logits.save()
+    return logits, change.cpu()
 
 
 def _next_token_logits(model: TransformersModel, inputs: dict[str, Tensor]) -> Tensor:
@@ -271,8 +330,9 @@ def _stop_tokens(model: TransformersModel) -> set[int]:
     return set() if stop is None else {stop} if isinstance(stop, int) else set(stop)
 
 
-def _mean(parts: list[Tensor], row: int, steps: int, count: int) -> float:
-    return round(sum(float(part[row]) for part in parts[:steps]) / count, 6) if count else 0.0
+def _until_stop(tokens: list[int], ends: set[int]) -> list[int]:
+    stop = next((index for index, token in enumerate(tokens) if token in ends), len(tokens) - 1)
+    return tokens[: stop + 1]
 
 
 # ----------------------------------------------------------------------------------- a file per arm
@@ -291,7 +351,8 @@ def answer_all(
 
     Batch b is sampled with ``seed + b`` in every arm and layer. A finished batch is on disk before the next
     begins, and is not computed again after an interruption; the files are then the same, byte for byte, as
-    those of an uninterrupted run. An arm with several layers has them one after the other in its file.
+    those of an uninterrupted run. So are those of several runs of some of the arms each: an arm's file depends on
+    no other arm. An arm with several layers or strengths has them one after the other in its file.
 
     Args:
         model: as :func:`lib.models.load` returns it.
@@ -311,28 +372,33 @@ def answer_all(
     with tqdm(total=sum(map(len, work.values())), desc="answers", unit="batch") as bar:
         for name, todo in work.items():
             path = directory / f"{name}.jsonl"
-            plan = [[(key, arm.intervention.layer) for key in batch["id"]] for arm, _, batch in todo]
+            plan = [[(key, *_condition(arm)) for key in batch["id"]] for arm, _, batch in todo]
             done = flames.keep_finished_batches(path, plan)
             bar.update(done)
             for arm, number, batch in todo[done:]:
                 chosen = decoding_for(name, decoding)
                 replies = answer(model, arm, batch["prompt"].tolist(), chosen, seed + number)
                 known = batch[["id", "dimension", "prompt"]].assign(arm=name).to_dict("records")
-                layer = {"layer": arm.intervention.layer}
+                layer = dict(zip(("layer", "strength"), _condition(arm), strict=True))
                 flames.append_responses(path, [row | layer | reply for row, reply in zip(known, replies, strict=True)])
                 bar.update()
+
+
+def _condition(arm: Arm) -> tuple[int | None, float | None]:
+    what = arm.intervention
+    return (None, None) if what.layer is None else (what.layer, what.strength)
 
 
 def receipts(responses: pd.DataFrame) -> pd.DataFrame:
     """Check every receipt of :func:`lib.flames.read_responses` and lay them out as a table.
 
     Returns:
-        One row an answer: ``id, dimension, arm, layer`` and the receipt's numbers.
+        One row an answer: ``id, dimension, arm, layer, strength`` and the receipt's other fields.
 
     Raises:
         ReceiptError: one does not show every step and position touched.
     """
     for receipt in responses["receipt"]:
         check_receipt(receipt)
-    numbers = pd.DataFrame(responses["receipt"].tolist()).drop(columns=["arm", "layers", "decoding"])
-    return pd.concat([responses[["id", "dimension", "arm", "layer"]].reset_index(drop=True), numbers], axis=1)
+    numbers = pd.DataFrame(responses["receipt"].tolist()).drop(columns=["arm", "layers", "strength", "decoding"])
+    return pd.concat([responses[["id", "dimension", *flames.CONDITION]].reset_index(drop=True), numbers], axis=1)

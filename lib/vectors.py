@@ -11,7 +11,8 @@ import re
 import numpy as np
 import pandas as pd
 
-from lib.foundations import CATEGORIES, FOUNDATIONS
+from lib.foundations import CATEGORIES, FOUNDATIONS, category_of
+from lib.statistics import cluster_weights, interval
 
 PUBLISHED_SEED = 42
 SPLITS = ("train", "validation", "test")
@@ -29,8 +30,9 @@ def annotations(cleaned: pd.DataFrame, agreement_source: str) -> pd.DataFrame:
         agreement_source: name of the column that agreement was read from.
 
     Returns:
-        Columns ``id, action, foundations, judgment, agreement, virtue, vice``, the ten categories (0..1) and
-        ``agreement_source``, in the order of the cleaned rows.
+        Columns ``id, action, foundations, judgment, agreement, virtue, vice``, ``neutral_because`` (empty, ``judgment is
+        0``, ``agreement is 0`` or ``both``), the ten categories (0..1) and ``agreement_source``, in the order of the
+        cleaned rows.
     """
     value = cleaned["action-moral-judgment"].to_numpy(float) / 2
     weight = cleaned["agreement"].to_numpy(float) / 4
@@ -44,6 +46,10 @@ def annotations(cleaned: pd.DataFrame, agreement_source: str) -> pd.DataFrame:
             "agreement": cleaned["agreement"].to_numpy(float),
             "virtue": np.maximum(0, value) * weight + 0.0,  # no negative zero
             "vice": np.maximum(0, -value) * weight + 0.0,
+            # Two things that the paper's neutral mixes.
+            "neutral_because": np.select(
+                [(value == 0) & (weight == 0), value == 0, weight == 0], ["both", "judgment is 0", "agreement is 0"], ""
+            ),
         }
     )
     for foundation, (virtue, vice) in zip(
@@ -70,6 +76,31 @@ def exploded(table: pd.DataFrame, seed: int) -> pd.DataFrame:
     rows["polarity"] = np.select([rows["virtue"] > 0, rows["vice"] > 0], ["virtue", "vice"], "neutral")
     rows["typicality"] = np.maximum(rows["virtue"], rows["vice"])
     return rows[["id", "foundation", "polarity", "typicality", "split_published", "split_grouped"]]
+
+
+def distinct(table: pd.DataFrame) -> pd.DataFrame:
+    """Return one vector for each distinct action, which the careful recipe uses where repeated actions would count twice.
+
+    Args:
+        table: as :func:`annotations` returns it.
+
+    Returns:
+        Columns ``action`` (its first spelling), ``multiplicity`` (annotations of it), ``judged_neutral`` and
+        ``nobody_agrees`` (how many of these are neutral, by which reason), the ten categories (means, 0..1) and
+        ``spread_<category>`` (standard deviations between annotations; missing where there is one).
+    """
+    names = list(CATEGORIES)
+    grouped = table.assign(
+        action_key=table["action"].map(normalise),
+        judged_neutral=table["judgment"] == 0,
+        nobody_agrees=table["agreement"] == 0,
+    ).groupby("action_key", sort=False)
+    counts_ = grouped.agg(
+        action=("action", "first"), multiplicity=("action", "size"), judged_neutral=("judged_neutral", "sum"),
+        nobody_agrees=("nobody_agrees", "sum"),
+    )  # fmt: skip
+    spread = grouped[names].std(ddof=1).add_prefix("spread_")
+    return pd.concat([counts_, grouped[names].mean(), spread], axis=1).reset_index(drop=True)
 
 
 def published_split(annotations: int) -> np.ndarray:
@@ -104,8 +135,9 @@ def subset(rows: pd.DataFrame) -> pd.DataFrame:
     """Draw the diagnosis subset as published.
 
     Python's generator is seeded with 42 once; then, foundation by foundation, ``random.sample`` draws virtue .125 to .75,
-    virtue 1, vice .125 to .75, vice 1 and neutral. So the subset depends on the order of the exploded rows and on the
-    size of every stratum before.
+    virtue 1, vice .125 to .75, vice 1 and neutral. ``random.sample`` draws positions, so which rows are drawn from a
+    stratum depends on the order of the rows within it and on the sizes of this and all earlier strata, and on nothing
+    else: neither on how strata lie among each other in the file, nor on texts or ids.
 
     Args:
         rows: as :func:`exploded` returns it.
@@ -132,3 +164,61 @@ def counts(rows: pd.DataFrame) -> pd.DataFrame:
     """Count exploded rows by foundation, polarity, typicality and published split, one column a split."""
     table = rows.groupby(["foundation", "polarity", "typicality", "split_published"]).size().unstack(fill_value=0)
     return table.reindex(columns=list(SPLITS), fill_value=0).reset_index().rename_axis(columns=None)
+
+
+def overlap(table: pd.DataFrame) -> pd.DataFrame:
+    """Return which foundations annotations name together.
+
+    Args:
+        table: as :func:`annotations` returns it.
+
+    Returns:
+        Columns ``named, also_named, share``: of the annotations that name the first, how many also name the second.
+    """
+    names = {name: np.array([name in named for named in table["foundations"]], dtype=bool) for name in FOUNDATIONS}
+    records = [
+        (first, second, float((names[first] & names[second]).sum() / max(names[first].sum(), 1)))
+        for first in FOUNDATIONS
+        for second in FOUNDATIONS
+    ]
+    return pd.DataFrame(records, columns=["named", "also_named", "share"])
+
+
+def lengths(rows: pd.DataFrame, table: pd.DataFrame, draws: int, seed: int) -> pd.DataFrame:
+    """Return the mean length of actions by polarity and typicality: a mean over tokens confounds length with morality.
+
+    Args:
+        rows: as :func:`exploded` returns it.
+        table: as :func:`annotations` returns it.
+        draws: bootstrap resamples of actions.
+        seed: of the resamples.
+
+    Returns:
+        Columns ``polarity, typicality, value`` (words), ``ci_low, ci_high, n``.
+    """
+    merged = rows.merge(table[["id", "action"]], on="id", validate="many_to_one")
+    merged["words"] = merged["action"].str.split().str.len()
+    records = []
+    for (polarity, typicality), part in merged.groupby(["polarity", "typicality"]):
+        # Sums by action first: resampling a few thousand actions costs no more than that.
+        sums = part.groupby("action")["words"].agg(["sum", "size"]).to_numpy(float)
+        weights = cluster_weights(np.arange(len(sums)), draws, seed)
+        totals = weights @ sums
+        means = totals[:, 0] / np.maximum(totals[:, 1], 1)
+        records.append((polarity, typicality, means[0], *interval(means[1:]), len(part)))
+    return pd.DataFrame(records, columns=["polarity", "typicality", "value", "ci_low", "ci_high", "n"])
+
+
+def most_typical(rows: pd.DataFrame, table: pd.DataFrame, count: int = 5) -> pd.DataFrame:
+    """Return the actions that most annotations call typical of each pole, columns ``category, action, annotations``.
+
+    Ties are broken by the order of the file.
+    """
+    typical = rows[(rows["typicality"] == 1.0) & (rows["polarity"] != "neutral")]
+    typical = typical.merge(table[["id", "action"]], on="id", validate="many_to_one")
+    pairs = zip(typical["foundation"], typical["polarity"], strict=True)
+    typical["category"] = [category_of(foundation, polarity) for foundation, polarity in pairs]
+    found = typical.groupby(["category", "action"], sort=False).size().rename("annotations").reset_index()
+    found = found.sort_values("annotations", ascending=False, kind="stable").groupby("category", sort=False).head(count)
+    order = found["category"].map(CATEGORIES.index)
+    return found.assign(order=order).sort_values("order", kind="stable").drop(columns="order").reset_index(drop=True)

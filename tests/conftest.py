@@ -4,12 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from lib import runs
 
 torch.set_num_threads(1)
+# A loaded machine is no failure.
+settings.register_profile("companion", deadline=None)
+settings.load_profile("companion")
 
 REAL_DATA = runs.PROJECT.parent / "shared" / "data"
 

@@ -1,5 +1,7 @@
 """The ledger's rules, one by one."""
 
+from dataclasses import fields
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib import claims, runs
+from lib.profiles import Profile
 
 NAN = float("nan")
 
@@ -86,3 +89,50 @@ def test_every_published_number_is_finite():
     published = claims.read_claims("data/published_claims.csv")
     assert np.isfinite(published["value"]).all()
     assert published.loc[published["relation"] != "equivalent", "tolerance"].notna().all()
+
+
+def test_every_number_of_the_published_record_has_its_claim():
+    published = claims.read_claims("data/published_claims.csv").set_index("id")["value"]
+    cells = published[published.index.str.startswith("exploded-train-")]
+    assert cells.sum() == published["exploded-train"], (
+        "fifteen cells of foundation and polarity make up the training rows"
+    )
+    parts = ("train", "validation", "test")
+    assert published[[f"annotations-{part}" for part in parts]].sum() == published["annotations"]
+    assert published[[f"exploded-{part}" for part in parts]].sum() == published["exploded"]
+    dimensions = ("safety", "fairness", "morality", "data-protection", "legality")
+    assert published[[f"flames-{name}" for name in dimensions]].sum() == published["flames-prompts"]
+
+
+def test_no_verdict_of_the_demo_is_a_finding():
+    published = claims.read_claims("data/published_claims.csv")
+    measured = pd.DataFrame([{"id": "subset", "ours": 16135.0}])
+    for demo, standing in ((True, claims.DEMO_STANDING), (False, claims.FINDING)):
+        table = claims.ledger(published, measured, demo=demo).set_index("id")
+        assert table.loc["subset", "standing"] == standing
+        assert table.loc["annotations", "standing"] == "nothing measured"
+    assert "not a finding" in claims.DEMO_STANDING
+
+
+def test_settings_say_what_was_followed():
+    published = pd.read_csv(runs.resolve("data/published_settings.csv"))
+    table = claims.settings(published, {"expansion": 16, "learning_rate": 0.001, "mode": "add"}).set_index("setting")
+    assert table.loc["latents per width of the stream", "followed"] == "as published"
+    assert table.loc["mode", "followed"] == "as published"
+    assert (table.loc["learning rate", "followed"] == "changed").any()
+    assert table.loc["tokens at most", "followed"] == "fixed in lib/residuals.py"
+
+
+def test_every_setting_names_a_parameter_or_a_module_that_exists():
+    published = pd.read_csv(runs.resolve("data/published_settings.csv"))
+    keys = {field.name for field in fields(Profile)}
+    for row in published.itertuples():
+        assert row.parameter in keys if isinstance(row.parameter, str) else runs.resolve(row.code).is_file(), (
+            row.setting
+        )
+
+
+def test_the_rules_are_written_where_a_reader_looks():
+    page = runs.resolve("docs/ledger.md").read_text(encoding="utf-8")
+    for word in (claims.REPRODUCED, claims.EXPLAINED, claims.DIFFERS, claims.NOT_RUN, *claims.RELATIONS):
+        assert f"*{word}*" in page or f"`{word}`" in page

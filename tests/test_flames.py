@@ -16,7 +16,8 @@ def write(path, *rows):
 
 def response(number=1, **changes):
     known = {"id": f"flames_{number:04d}", "dimension": "Safety", "prompt": "问", "arm": "baseline", "layer": None}
-    return known | {"response": "答", "receipt": {}} | changes
+    known |= {"strength": None if changes.get("layer") is None else 1.0, "response": "答", "receipt": {}}
+    return known | changes
 
 
 def test_the_official_file_loads_with_the_published_counts(real_data):
@@ -95,6 +96,10 @@ def test_answers_come_back_as_written(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
+        (
+            [response(1, arm="aligned", layer=1), response(1, arm="aligned", layer=1, strength=2.0, response="")],
+            "empty",
+        ),
         ([response(1, arm="aligned", layer=1, response=" ")], "every answer of arm 'aligned' at layer 1 is empty"),
         ([response(2, arm="aligned", layer=1)], "did not answer the same prompts.*flames_0001"),
         ([response(1, arm="aligned", layer=1)] * 2, "answers flames_0001 twice"),

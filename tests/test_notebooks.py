@@ -9,7 +9,8 @@ import pytest
 from lib.parameters import STAGES
 from lib.provenance import PROJECT
 
-NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
+EXPLORE = PROJECT / "notebooks" / "explore.ipynb"
+NOTEBOOKS = sorted(set((PROJECT / "notebooks").glob("*.ipynb")) - {EXPLORE})
 
 
 def test_there_is_one_notebook_a_stage():
@@ -68,6 +69,23 @@ def test_every_picture_has_alternative_text(cells):
             assert "image/png" not in data, "a figure shown without figures.publish has no alternative text"
             for image in re.findall(r"<img [^>]*>", "".join(data.get("text/html", []))):
                 assert re.search(r'alt="[^"]{20,}"', image)
+
+
+def test_ends_with_what_made_it(cells):
+    last = cells[-1]
+    assert "".join(last["source"]) == "stage.provenance()"
+    (output,) = last["outputs"]
+    text = "".join(output["data"]["text/markdown"])
+    for word in ("packages | torch", "code | sha256", "inputs |", "seed |", "machine |", "wall time |", "papermill"):
+        assert word in text
+
+
+def test_the_interactive_page_is_thin_and_hides_texts():
+    cells = json.loads(EXPLORE.read_text(encoding="utf-8"))["cells"]
+    source = "\n".join("".join(cell["source"]) for cell in code_cells(cells))
+    assert "show_content = False" in source
+    assert len(source.splitlines()) < 10
+    assert not [output for cell in code_cells(cells) for output in cell["outputs"]]
 
 
 def test_tags_are_spelt_as_nbval_reads_them(cells):

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from lib import runs
-from lib.parameters import ResidualStreams
+from lib.parameters import MoralVectors, ResidualStreams
 
 
 @pytest.fixture
@@ -149,3 +149,13 @@ def test_code_that_a_notebook_does_not_use_is_not_part_of_its_identity():
     assert "store.py" in names
     assert not any(path.parent.name == "figures" for path in runs.modules_used_by("02_residual_streams"))
     assert "judging.py" not in names
+
+
+def test_every_table_carries_what_its_readers_must_know(tmp_path):
+    parameters = MoralVectors(str(tmp_path / "run"), "there.tsv", False, "rot-agree", "m", 5, 0)
+    source = tmp_path / "there.tsv"
+    source.write_text("one")
+    stage = runs.open_stage("01_moral_vectors", parameters, {"annotations": source})
+    stage.table("numbers.parquet", numbers)
+    kept = pd.read_parquet(stage.directory / "numbers.parquet").attrs["notices"]
+    assert any("rot-agree stood in for action-agree" in notice for notice in kept)

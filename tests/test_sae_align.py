@@ -64,12 +64,12 @@ def arms(rows):
 @pytest.fixture(scope="module")
 def measured(arms, rows):
     test = rows["test"]
-    chosen = {arm: (sae, selection()) for arm, sae in arms.items()}
+    chosen = {arm: evaluate.apply(sae, selection(), test.x) for arm, sae in arms.items()}
     table = evaluate.evaluate(chosen, test.x, test.vectors, test.actions, 100, 0)
     return table[table["category"] == "all"].set_index(["arm", "metric"])
 
 
-@pytest.mark.parametrize("objective", ["six-term", "three-term", "six-term-without-floor"])
+@pytest.mark.parametrize("objective", align.OBJECTIVES)
 def test_only_the_tuned_latents_move(rows, objective):
     sae = autoencoder()
     before = copy.deepcopy(sae.state_dict())
@@ -121,7 +121,7 @@ def one_latent_a_category(activations):
     with torch.no_grad():
         sae.W_enc.copy_(torch.eye(10))
         sae.W_dec.copy_(torch.eye(10))
-    return align.TunedRows(sae, chosen.tuned), chosen, torch.tensor(activations, dtype=torch.float32)
+    return align.TunedRows(sae, chosen), chosen, torch.tensor(activations, dtype=torch.float32)
 
 
 def test_the_terms_have_the_values_of_their_formulas():
@@ -201,7 +201,7 @@ def test_the_best_epoch_is_kept_not_the_last(rows, monkeypatch):
     assert losses.idxmin() < losses.index[-1], "the data of this test must make the last epoch a worse one"
     data = align._prepare(aligned, chosen, *parts[1])
     fixed = torch.Generator().manual_seed(recipe.seed)
-    terms = align.losses(align.TunedRows(aligned, chosen.tuned), chosen, data, "three-term", fixed)
+    terms = align.losses(align.TunedRows(aligned, chosen), chosen, data, "three-term", fixed)
     assert sum(weights[k] * float(v.detach()) for k, v in terms.items()) == pytest.approx(losses.min(), rel=1e-4)
 
 
@@ -213,7 +213,7 @@ def test_nothing_selected_is_an_outcome_not_an_error(rows):
     aligned, history = align.align(sae, chosen, *parts, RECIPE, "test")
     assert len(history) == 0
     assert all(torch.equal(value, aligned.state_dict()[name]) for name, value in sae.state_dict().items())
-    arms = {arm: (sae, chosen) for arm in ("untuned", "aligned", "shuffled")}
+    arms = {arm: evaluate.apply(sae, chosen, test.x) for arm in ("untuned", "aligned", "shuffled")}
     table = evaluate.evaluate(arms, test.x, test.vectors, test.actions, 10, 0)
     assert table.loc[table["metric"] == "spearman", "value"].isna().all()
     assert np.isfinite(table.loc[(table["metric"] == "fvu"), "value"]).all()
@@ -223,7 +223,8 @@ def test_spearman_equals_scipy(arms, rows):
     from scipy.stats import spearmanr
 
     test, chosen = rows["test"], selection()
-    table = evaluate.evaluate({"untuned": (arms["untuned"], chosen)}, test.x, test.vectors, test.actions, 5, 0)
+    applied = {"untuned": evaluate.apply(arms["untuned"], chosen, test.x)}
+    table = evaluate.evaluate(applied, test.x, test.vectors, test.actions, 5, 0)
     with torch.no_grad():
         z = arms["untuned"].encode(torch.from_numpy(test.x)).numpy()
     found = table[table["metric"] == "spearman"].set_index("category")["value"]
@@ -234,7 +235,7 @@ def test_spearman_equals_scipy(arms, rows):
 
 def test_similarities_are_correlations_with_people_first(arms, rows):
     test = rows["test"]
-    table = evaluate.similarities({"untuned": (arms["untuned"], selection())}, test.x, test.vectors)
+    table = evaluate.similarities({"untuned": evaluate.apply(arms["untuned"], selection(), test.x)}, test.vectors)
     assert list(table["arm"].unique()) == ["people", "untuned"]
     people = table[table["arm"] == "people"].pivot(index="category", columns="other", values="value")
     people = people.reindex(index=CATEGORIES, columns=CATEGORIES)
@@ -254,3 +255,69 @@ def test_selection_holds_the_positions_of_the_tuned_latents():
     assert len(chosen.top[2]) == 0
     assert chosen.tuned[chosen.strict].tolist() == [3, 5]
     assert chosen.strict_dimension.tolist() == [1, 2]
+
+
+def test_the_share_of_targets_below_the_floor():
+    vectors = np.zeros((3, 10))
+    vectors[:, 1] = [0.125, 0.5, 1.0]
+    vectors[0, 0] = 0.375
+    assert align.share_below_floor(vectors) == 0.5
+    assert align.share_below_floor(np.zeros((3, 10))) == 0
+
+
+def test_pairs_are_drawn_within_a_dimension_and_dimensions_count_equally():
+    """With activations all equal every pair misses the margin wholly, whatever is drawn."""
+    m = torch.zeros(200, 10)
+    m[:150, 2], m[150:152, 5], m[160, 7] = 0.5, 0.25, 1.0  # 150 rows, 2 rows, and one that makes no pair
+    a = torch.full((200, 10), 3.0)
+    value = align._prototype_term(a, m, torch.Generator().manual_seed(0))
+    assert float(value) == pytest.approx(align.PAIR_MARGIN)
+    # Only rows of the dimension are paired: what others do there changes nothing.
+    a[152:, 5] = torch.randn(48)
+    a[:150, 5] = -7
+    assert float(align._prototype_term(a, m, torch.Generator().manual_seed(0))) == pytest.approx(align.PAIR_MARGIN)
+
+
+@pytest.mark.parametrize("kind", [{"k": 12}, {"jump": True}])
+def test_the_modern_kinds_are_tuned_as_they_are_applied(rows, kind):
+    """What the objective sees while training is what the merged autoencoder does, competition for places included."""
+    sae, chosen, test = SparseAutoencoder(WIDTH, LATENTS, 0, **kind), selection(), rows["test"]
+    if sae.jump:
+        sae.threshold.fill_(0.2)
+    parts = [(part.x, part.vectors) for part in (rows["train"], rows["validation"])]
+    aligned, history = align.align(sae, chosen, *parts, align.Recipe(epochs=3, learning_rate=1e-2), "test")
+    assert align.frozen_hash(aligned, chosen.tuned) == align.frozen_hash(sae, chosen.tuned)
+    assert len(history)
+    tuned = align.TunedRows(aligned, chosen)
+    z, rest = tuned(align._prepare(aligned, chosen, test.x, test.vectors))
+    x_hat, latents = aligned(torch.from_numpy(test.x))
+    torch.testing.assert_close(z, latents[:, chosen.tuned])
+    torch.testing.assert_close(rest + z @ tuned.decoder, x_hat, atol=1e-4, rtol=1e-4)
+    if sae.k is not None:
+        assert ((latents > 0).sum(dim=1) <= sae.k).all()
+
+
+def test_the_gradient_metric_looks_within_the_category_only():
+    """Activations that only tell categories apart have a Spearman over all rows, and none within a category."""
+    generator = np.random.default_rng(0)
+    vectors = np.zeros((2000, 10))
+    vectors[np.arange(2000), np.arange(2000) % 10] = generator.choice([0.125, 0.25, 0.5, 0.75, 1.0], 2000)
+    x = generator.normal(size=(2000, 4)).astype(np.float32)
+    arms = {
+        "aligned": evaluate.Applied((vectors > 0) + 0.01 * generator.random((2000, 10)), np.ones(2000)),
+        "untuned": evaluate.Applied(vectors, np.ones(2000)),
+    }
+    table = evaluate.evaluate(arms, x, vectors, np.arange(2000).astype(str), 20, 0)
+    whole = table[table["category"] == "all"].set_index(["arm", "metric"])["value"]
+    assert whole["aligned", "spearman"] > 0.4
+    assert abs(whole["aligned", "gradient"]) < 0.1
+    assert whole["untuned", "gradient"] == pytest.approx(1)
+    assert whole["aligned", "gradient minus untuned"] == pytest.approx(whole["aligned", "gradient"] - 1)
+
+
+def test_likeness_is_1_for_people_themselves():
+    vectors = np.random.default_rng(0).random((50, 10))
+    arms = {"aligned": evaluate.Applied(vectors, np.ones(50)), "untuned": evaluate.Applied(-(vectors**3), np.ones(50))}
+    found = evaluate.likeness(evaluate.similarities(arms, vectors)).set_index("arm")["correlation"]
+    assert found["aligned"] == pytest.approx(1)
+    assert found["untuned"] < 1

@@ -26,7 +26,10 @@ def test_correlations_equal_numpy_for_any_chunk(rows, chunk, seed):
     with torch.no_grad():
         z = sae.encode(torch.from_numpy(x)).numpy().astype(np.float64)
     varies = z.std(axis=0) > 1e-3
-    found = features.correlations(sae, x, vectors, chunk)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(features, "LATENTS_AT_ONCE", chunk * sae.latents)
+        found, activity = features.correlations(sae, x, vectors)
+    np.testing.assert_allclose(activity, (z > 0).mean(axis=0))
     expected = np.corrcoef(z[:, varies].T, vectors.T)[: varies.sum(), varies.sum() :]
     np.testing.assert_allclose(found[varies], expected, atol=1e-5)
 
@@ -36,7 +39,7 @@ def test_what_does_not_vary_correlates_with_nothing():
     with torch.no_grad():
         sae.b_enc[3] = -1e6
     vectors[:, 4] = 0.5
-    found = features.correlations(sae, x, vectors)
+    found, _ = features.correlations(sae, x, vectors)
     assert (found[3] == 0).all()
     assert (found[:, 4] == 0).all()
     assert np.isfinite(found).all()
@@ -75,3 +78,82 @@ def test_the_summary_counts_every_category_and_criterion():
     assert counts["care", "strict"] == 2
     assert counts["harm", "tuned"] == 1
     assert counts["degradation", "strict"] == 0
+
+
+def test_one_pass_over_the_rows_in_bounded_memory(monkeypatch):
+    """Encoded at once: a fixed number of activations, whatever the rows and the latents; every row once, null included."""
+    sae, x, vectors = sample(rows=1000, latents=256)
+    monkeypatch.setattr(features, "LATENTS_AT_ONCE", 2**14)
+    seen, original = [], sae.encode
+
+    def encode(part):
+        seen.append(part.clone())
+        return original(part)
+
+    monkeypatch.setattr(sae, "encode", encode)
+    features.identify(sae, x, vectors, 20, 0)
+    assert max(len(part) for part in seen) * sae.latents <= 2**14
+    np.testing.assert_array_equal(torch.cat(seen).numpy(), x)
+
+
+def reported(r_elsewhere, replicated, careful):
+    table = pd.DataFrame(np.zeros((3, 10)), columns=[f"r_{category}" for category in CATEGORIES])
+    table["r_care"] = [0.4, -0.3, 0.2]
+    return table.assign(
+        largest=[0.4, 0.3, 0.2],
+        strict=True,
+        report=False,
+        careful=careful,
+        elsewhere=r_elsewhere,
+        replicated=replicated,
+    )
+
+
+def test_what_is_chosen_on_one_split_is_reported_on_another():
+    table = features.replication(reported([0.2, -0.1, -0.3], [True, True, False], [True, True, False]))
+    careful = table.set_index("criterion").loc["careful"]
+    assert (careful["chosen_on"], careful["reported_on"]) == ("validation", "train")
+    assert careful["latents"] == 2
+    assert careful["r_chosen"] == pytest.approx(0.35)
+    assert careful["r_reported"] == pytest.approx(0.15)  # -.1 counts positive for a latent chosen for -.3
+    assert careful["replicated"] == 1
+    nothing = table.set_index("criterion").loc["report"]
+    assert nothing["latents"] == 0
+    assert np.isnan(nothing["r_reported"])
+
+
+def test_a_planted_latent_replicates_and_noise_does_so_by_chance():
+    sae, x, _ = sample(rows=2000, width=16, latents=600)
+    generator = np.random.default_rng(1)
+    vectors = generator.random((2000, 10))
+    with torch.no_grad():
+        vectors[:, 3] += sae.encode(torch.from_numpy(x))[:, 0].numpy() * 2
+    half = slice(1000), slice(1000, None)
+    table = features.identify(sae, x[half[0]], vectors[half[0]], 0, 0, elsewhere=(x[half[1]], vectors[half[1]]))
+    assert table.loc[0, "replicated"]
+    assert table.loc[0, "elsewhere"] > 0.5
+    noise = features.identify(
+        sae, x[half[0]], generator.random((1000, 10)), 0, 0, elsewhere=(x[half[1]], generator.random((1000, 10)))
+    )
+    assert noise["replicated"].mean() < 0.12
+
+
+def test_most_activating_actions_are_distinct_and_in_order():
+    sae, x, vectors = sample(rows=60)
+    actions = np.array([f"action {index // 2}" for index in range(60)])
+    x[1::2] = x[::2]
+    table = features.identify(sae, x, vectors, 0, 0, actions)
+    shown = features.most_activating(sae, x, vectors, actions, table, 3)
+    assert len(shown)
+    for _, part in shown.groupby("category"):
+        assert part["action"].is_unique
+        assert part["activation"].is_monotonic_decreasing
+        with torch.no_grad():
+            z = sae.encode(torch.from_numpy(x))[:, part["latent"].iloc[0]].numpy()
+        assert part["activation"].iloc[0] == pytest.approx(z.max())
+
+
+def test_nothing_tuned_has_no_most_activating_actions():
+    sae, x, vectors = sample(rows=60)
+    table = features.identify(sae, x, vectors, 0, 0).assign(tuned=False)
+    assert features.most_activating(sae, x, vectors, np.arange(60).astype(str), table, 3).empty

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from lib.sae import export
-from lib.sae.model import SparseAutoencoder, fraction_of_variance_unexplained
+from lib.sae.model import SparseAutoencoder, batch_top_k, fraction_of_variance_unexplained, top_k
 
 
 def biased(width=6, latents=24, seed=0):
@@ -60,8 +60,37 @@ def test_folding_the_centre_moves_it_into_the_biases(scale, seed):
 @given(offset=st.floats(-100, 100), scale=st.floats(0.1, 100), seed=st.integers(0, 1000))
 def test_unexplained_variance_is_0_for_the_identity_and_1_for_the_mean(offset, scale, seed):
     x = torch.randn(40, 7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale + offset
-    assert fraction_of_variance_unexplained(x, x) == 0
-    assert fraction_of_variance_unexplained(x, x.mean(dim=0).expand_as(x)) == pytest.approx(1)
+    missed = {"identity": torch.zeros(40), "mean": ((x - x.mean(dim=0)) ** 2).sum(dim=1)}
+    assert float(fraction_of_variance_unexplained(x, missed["identity"])) == 0
+    assert float(fraction_of_variance_unexplained(x, missed["mean"])) == pytest.approx(1)
+
+
+def test_unexplained_variance_counts_a_row_as_often_as_its_weight():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(30, 4, generator=generator, dtype=torch.float64)
+    missed, weights = torch.rand(30, generator=generator), torch.randint(0, 3, (1, 30), generator=generator)
+    often = weights[0].repeat_interleave(1)
+    repeated = torch.arange(30).repeat_interleave(often)
+    found = fraction_of_variance_unexplained(x, missed, weights)
+    torch.testing.assert_close(found, fraction_of_variance_unexplained(x[repeated], missed[repeated]))
+
+
+def test_of_rows_that_do_not_vary_nothing_can_be_said():
+    assert fraction_of_variance_unexplained(torch.ones(5, 3), torch.ones(5)).isnan().all()
+
+
+def test_top_k_keeps_the_largest_positive_of_every_row_and_batch_top_k_of_all():
+    before = torch.tensor([[3.0, -1.0, 2.0, 1.0], [-5.0, -4.0, 0.5, -3.0]])
+    assert top_k(before, 2).tolist() == [[3, 0, 2, 0], [0, 0, 0.5, 0]]
+    assert batch_top_k(before, 1).tolist() == [[3, 0, 2, 0], [0, 0, 0, 0]]
+
+
+def test_a_jumprelu_passes_what_exceeds_its_threshold_unchanged():
+    sae = SparseAutoencoder(2, 3, jump=True)
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.tensor([[1.0, 0, 1], [0, 1, 0]]))
+        sae.threshold.copy_(torch.tensor([0.5, 0.5, 2.0]))
+    assert sae.encode(torch.tensor([1.0, 0.4])).tolist() == [1, 0, 0]
 
 
 def test_files_round_trip_to_the_bit(tmp_path):
@@ -97,7 +126,10 @@ def test_weights_that_subtract_the_decoder_bias_first_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architecture": "topk"}, "architecture is 'topk'"),
+        ({"architecture": "gated"}, "architecture is 'gated'"),
+        ({"architecture": "topk"}, "whole number k"),
+        ({"architecture": "jumprelu"}, "lack threshold"),
+        ({"reshape_activations": "hook_z"}, "reshape_activations is 'hook_z'"),
         ({"normalize_activations": "layer_norm"}, "normalize_activations is 'layer_norm'"),
     ],
 )

@@ -34,8 +34,12 @@ def latents_of_the_axes():
     return sae
 
 
+def identified(sae, rows, permutations, seed):
+    return layers.identify(sae, {"validation": rows, "train": rows}, permutations, seed)
+
+
 def test_the_careful_criterion_finds_nothing_where_nothing_is():
-    found = [layers.identify(latents_of_the_axes(), repeated(0.0, seed), 100, seed) for seed in range(8)]
+    found = [identified(latents_of_the_axes(), repeated(0.0, seed), 100, seed) for seed in range(8)]
     assert sum(table["careful"].any() for table in found) <= 2
     assert np.mean([table["careful"].sum() for table in found]) < 1
     # The published criterion has no null, and passes many by chance.
@@ -43,7 +47,7 @@ def test_the_careful_criterion_finds_nothing_where_nothing_is():
 
 
 def test_the_careful_criterion_finds_the_planted_latent():
-    table = layers.identify(latents_of_the_axes(), repeated(4.0, 0), 100, 0)
+    table = identified(latents_of_the_axes(), repeated(4.0, 0), 100, 0)
     assert table.loc[0, "careful"]
     assert table.loc[0, "category"] == "care"
 
@@ -59,15 +63,65 @@ def test_labels_move_with_their_whole_action(counts, seed):
 
 
 def feature_table(sae, rows):
-    return layers.identify(sae, rows, 20, 0)
+    return identified(sae, rows, 20, 0)
 
 
 def test_an_aligned_arm_keeps_the_names_of_model_and_hook(tmp_path):
     sae, rows = latents_of_the_axes(), repeated(4.0, 0)
     about = {"model_name": "m", "hook_name": "model.layers.2", "pooling": "mean"}
-    data = {"train": rows, "validation": rows}
-    layers.align_arm(tmp_path, "aligned", sae, feature_table(sae, rows), data, align.Recipe(epochs=2), "test", about)
-    assert about.items() <= export.metadata(tmp_path).items()
+    source, folder = stored(tmp_path, sae, rows), tmp_path / "aligned"
+    folder.mkdir()
+    layers.align_arm(folder, "aligned", source, lambda: sides(rows), align.Recipe(epochs=2), "test", about)
+    assert about.items() <= export.metadata(folder).items()
+
+
+def sides(rows):
+    return {"train": rows, "validation": rows}
+
+
+def stored(directory, sae, rows):
+    """A layer's folder of stage 5."""
+    (directory / "pretrained").mkdir()
+    export.save(directory / "pretrained", sae, {})
+    feature_table(sae, rows).to_parquet(directory / "features.parquet")
+    return directory
+
+
+def test_an_arm_that_touches_a_frozen_weight_is_never_kept(tmp_path, monkeypatch):
+    sae, rows = latents_of_the_axes(), repeated(4.0, 0)
+    source, original = stored(tmp_path, sae, rows), align.align
+
+    def leaking(*arguments):
+        aligned, history = original(*arguments)
+        with torch.no_grad():
+            aligned.b_dec += 1e-6
+        return aligned, history
+
+    monkeypatch.setattr(align, "align", leaking)
+    with pytest.raises(AssertionError, match="a frozen weight has changed"):
+        layers.align_arm(tmp_path, "aligned", source, lambda: sides(rows), align.Recipe(epochs=1), "test", {})
+
+
+@pytest.mark.parametrize("arm", layers.FOLDERS)
+def test_every_arm_keeps_its_frozen_weights_to_the_bit(tmp_path, arm):
+    sae, rows = latents_of_the_axes(), repeated(4.0, 0)
+    source, folder = stored(tmp_path, sae, rows), tmp_path / "arm"
+    folder.mkdir()
+    layers.align_arm(folder, arm, source, lambda: sides(rows), align.Recipe(epochs=2, learning_rate=1e-2), arm, {})
+    tuned = np.array(export.metadata(folder)["tuned_latents"])
+    before = layers.untrained_like(sae, rows.x, 0) if arm == "random-weights" else sae
+    after = export.load(folder)
+    assert 0 < len(tuned) < sae.latents
+    assert align.frozen_hash(after, tuned) == align.frozen_hash(before, tuned)
+    assert align.frozen_hash(after, np.array([], dtype=int)) != align.frozen_hash(before, np.array([], dtype=int))
+
+
+def test_an_autoencoder_of_another_width_is_refused(tmp_path):
+    rows = repeated(4.0, 0)
+    source = stored(tmp_path, latents_of_the_axes(), rows)
+    wider = rows._replace(x=np.hstack([rows.x, rows.x]))
+    with pytest.raises(export.FormatError, match=r"width 16.*is 32: it belongs to another model"):
+        layers.align_arm(tmp_path, "aligned", source, lambda: sides(wider), align.Recipe(epochs=1), "test", {})
 
 
 def test_random_latents_are_others_that_fire_as_often():
@@ -90,7 +144,8 @@ def test_unexplained_variance_survives_a_large_common_offset():
         sae.b_dec.copy_(torch.from_numpy(x.mean(axis=0, dtype=np.float64)))
     empty = np.array([], dtype=int)
     chosen = align.Selection(empty, [empty] * 10, [empty] * 10, empty, empty)
-    table = evaluate.evaluate({"untuned": (sae, chosen)}, x, generator.random((400, 10)), np.arange(400), 10, 0)
+    applied = {"untuned": evaluate.apply(sae, chosen, x)}
+    table = evaluate.evaluate(applied, x, generator.random((400, 10)), np.arange(400), 10, 0)
     assert table.set_index("metric").loc["fvu", "value"] == pytest.approx(1, abs=1e-3)
 
 
@@ -120,27 +175,28 @@ class Killed(Exception):
 
 
 def killed_in(epoch, monkeypatch):
-    original = train._step
+    original = train._schedule
 
-    def step(sae, optimiser, x, weight, label, now):
+    def schedule(now, epochs):
         if now == epoch:
             raise Killed
-        original(sae, optimiser, x, weight, label, now)
+        return original(now, epochs)
 
-    monkeypatch.setattr(train, "_step", step)
+    monkeypatch.setattr(train, "_schedule", schedule)
 
 
+@pytest.mark.parametrize("activation", ["relu", "topk", "batchtopk"])
 @pytest.mark.parametrize("epoch", [3, 10, 24])
-def test_a_killed_training_ends_with_the_same_bytes(tmp_path, monkeypatch, epoch):
-    x = repeated(1.0, 0).x
-    expected, history = train.train(x, x[:100], RECIPE, "whole")
+def test_a_killed_training_ends_with_the_same_bytes(tmp_path, monkeypatch, epoch, activation):
+    x, recipe = repeated(1.0, 0).x, train.Recipe(**{**RECIPE.__dict__, "activation": activation})
+    expected, history = train.train(x, x[:100], recipe, "whole")
     checkpoint = tmp_path / "checkpoint"
     with monkeypatch.context() as patched:
         killed_in(epoch, patched)
         with pytest.raises(Killed):
-            train.train(x, x[:100], RECIPE, "killed", checkpoint)
+            train.train(x, x[:100], recipe, "killed", checkpoint)
     assert checkpoint.exists() == (epoch >= train.CHECKPOINT_EPOCHS)
-    found, resumed = train.train(x, x[:100], RECIPE, "resumed", checkpoint)
+    found, resumed = train.train(x, x[:100], recipe, "resumed", checkpoint)
     assert all(torch.equal(value, found.state_dict()[name]) for name, value in expected.state_dict().items())
     pd.testing.assert_frame_equal(resumed, history, check_exact=True)
 
@@ -156,7 +212,7 @@ def test_a_checkpoint_of_other_settings_or_data_is_refused(tmp_path):
 def test_a_finished_layer_leaves_no_checkpoint(tmp_path):
     rows, folder = repeated(1.0, 0), tmp_path / "pretrained"
     folder.mkdir()
-    layers.pretrain(folder, {"train": rows, "validation": rows}, RECIPE, "test", {})
+    layers.pretrain(folder, lambda layer: sides(rows), 2, RECIPE, "test", {})
     assert [path.name for path in tmp_path.iterdir()] == ["pretrained"]
     assert json.loads((folder / "cfg.json").read_text())["d_in"] == 16
 
@@ -167,7 +223,10 @@ def test_the_categories_are_the_columns_of_the_table():
     assert table["activity"].between(0, 1).all()
 
 
-def test_another_pooling_than_the_autoencoders_is_refused():
-    layers.require_pooling({"pooling": "mean"}, "mean")
-    with pytest.raises(export.FormatError, match="'last'"):
-        layers.require_pooling({"pooling": "mean"}, "last")
+def test_another_pooling_or_split_than_the_autoencoders_is_refused():
+    about = {"pooling": "mean", "split": "grouped"}
+    layers.require_same(about, pooling="mean", split="grouped")
+    with pytest.raises(export.FormatError, match="pooling 'mean', but 'last'"):
+        layers.require_same(about, pooling="last", split="grouped")
+    with pytest.raises(export.FormatError, match="split 'grouped', but 'published'"):
+        layers.require_same(about, pooling="mean", split="published")

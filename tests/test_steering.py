@@ -1,7 +1,9 @@
 """Steering against an independent oracle: a raw forward hook on the bare transformers model."""
 
+import itertools
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -9,7 +11,7 @@ from nnsight import TransformersModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from lib import flames, steering
+from lib import flames, interventions, steering
 from lib.interventions import BASELINE, Arm, Intervention, SteeringError, load_arm
 from lib.sae import export
 from lib.sae.model import SparseAutoencoder
@@ -69,9 +71,10 @@ def prompts():
     return pd.DataFrame({"id": ids, "dimension": "Safety", "prompt": texts})
 
 
-def arm_of(mode="add", strength=1.0, features="all", name="aligned"):
+def arm_of(mode="add", strength=1.0, features="all", name="aligned", positions="all"):
     selected = torch.tensor([3, 5, 8]) if features == "selected" else None
-    return Arm(Intervention(name, LAYER, strength, mode, features), TinyAutoencoder(), selected)
+    direction = interventions.random_direction(WIDTH, 4) if name in interventions.DIRECTIONS else None
+    return Arm(Intervention(name, LAYER, strength, mode, features, positions), TinyAutoencoder(), selected, direction)
 
 
 def tokens_of_oracle(model, arm, decoding, seed):
@@ -85,7 +88,12 @@ def tokens_of_oracle(model, arm, decoding, seed):
         if what.features == "selected":
             z = torch.stack([z[..., i] if i in (3, 5, 8) else torch.zeros_like(z[..., i]) for i in range(LATENTS)], -1)
         reconstruction = z @ autoencoder.W_dec + 0.01
-        steered = reconstruction if what.mode == "replace" else x + what.strength * (reconstruction - x)
+        change = reconstruction - x
+        if arm.direction is not None:
+            change = change.norm(dim=-1)[..., None] * arm.direction[None, None]
+        steered = reconstruction if what.mode == "replace" else x + what.strength * change
+        if what.positions == ("generated" if not norms else "prompt"):
+            steered = x.clone()
         norms.append(((steered - x).norm(dim=-1) / x.norm(dim=-1)).detach())
         return steered
 
@@ -113,8 +121,12 @@ def tokens_of_oracle(model, arm, decoding, seed):
         arm_of("replace"),
         arm_of(features="selected"),
         arm_of("replace", features="selected"),
+        arm_of(name="random-direction", strength=0.5),
+        arm_of(name="mean-difference", features="selected"),
+        arm_of(positions="prompt"),
+        arm_of(positions="generated"),
     ],
-    ids=lambda arm: f"{arm.intervention.mode}-{arm.intervention.strength}-{arm.intervention.features}",
+    ids=lambda arm: "-".join(str(value) for value in vars(arm.intervention).values()),
 )
 def test_answers_equal_a_raw_hook_on_every_step(model, arm, decoding):
     answers = steering.answer(model, arm, PROMPTS, decoding, seed=7)
@@ -125,11 +137,14 @@ def test_answers_equal_a_raw_hook_on_every_step(model, arm, decoding):
         receipt = reply["receipt"]
         text = model.tokenizer.decode(tokens[row][: receipt["steps"]], skip_special_tokens=True).strip()
         assert reply["response"] == text
-        assert receipt["steps_touched"] == receipt["steps"] == receipt["tokens_generated"]
-        assert receipt["positions_touched"] == receipt["prompt_tokens"] + receipt["steps"] - 1
+        assert set(receipt) == set(steering.RECEIPT)
         seen = [norms[0][row][-receipt["prompt_tokens"] :], *(step[row] for step in norms[1 : receipt["steps"]])]
+        seen = {"all": seen, "prompt": seen[:1], "generated": seen[1:]}[arm.intervention.positions]
+        assert receipt["steps"] == receipt["tokens_generated"]
+        assert receipt["steps_touched"] == len(seen)
+        assert receipt["positions_touched"] == len(torch.cat(seen))
         assert receipt["relative_norm"] == pytest.approx(float(torch.cat(seen).mean()), rel=1e-4)
-        assert receipt["kl_first_step"] > 0
+        assert (receipt["kl_first_step"] > 0) == (arm.intervention.positions != "generated")
         assert 0 < receipt["active_latents"] <= (3 if arm.intervention.features == "selected" else LATENTS)
 
 
@@ -147,12 +162,37 @@ def test_an_edit_on_the_first_step_only_is_refused(model, monkeypatch):
     add = steering._Trail.add
 
     def add_once(self, *arguments):
-        if not self.positions:
+        if not self.step:
             add(self, *arguments)
 
     monkeypatch.setattr(steering._Trail, "add", add_once)
     with pytest.raises(steering.ReceiptError, match="steps_touched is 1 and should be"):
         steering.answer(model, arm_of(), PROMPTS, GREEDY, seed=0)
+
+
+def test_a_direction_changes_the_stream_as_much_as_the_aligned_arm(model):
+    stream = torch.randn(2, 5, WIDTH, generator=torch.Generator().manual_seed(0))
+    aligned, _ = interventions.steer(stream, arm_of())
+    for name in interventions.DIRECTIONS:
+        arm = arm_of(name=name)
+        changed, _ = interventions.steer(stream, arm)
+        torch.testing.assert_close((changed - stream).norm(dim=-1), (aligned - stream).norm(dim=-1))
+        cosine = torch.nn.functional.cosine_similarity(changed - stream, arm.direction[None, None], dim=-1)
+        torch.testing.assert_close(cosine, torch.ones(2, 5))
+
+
+def test_the_mean_difference_points_from_vice_to_virtue():
+    generator = np.random.default_rng(0)
+    polarity = np.array(["virtue", "vice", "neutral"] * 200)
+    x = generator.normal(size=(600, WIDTH)).astype(np.float32) + 5
+    x[:, 3] += np.select([polarity == "virtue", polarity == "vice"], [4, -4], 0)
+    direction = interventions.mean_difference(x, polarity)
+    assert float(direction.norm()) == pytest.approx(1, abs=1e-6)
+    assert direction[3] > 0.98
+    with pytest.raises(SteeringError, match="both virtue and vice"):
+        interventions.mean_difference(x, np.array(["virtue"] * 600))
+    with pytest.raises(SteeringError, match="same mean"):
+        interventions.mean_difference(np.ones((600, WIDTH)), polarity)
 
 
 def test_an_answer_does_not_depend_on_padding(model):
@@ -236,6 +276,22 @@ def test_an_interrupted_run_ends_with_the_same_bytes(model, prompts, tmp_path, m
         assert whole.read_bytes() == cut.read_bytes()
 
 
+def test_arms_answered_by_separate_jobs_make_the_same_files(model, prompts, tmp_path):
+    steering.answer_all(model, all_arms(), prompts, SAMPLED, tmp_path / "together", batch_size=4, seed=5)
+    for arm in reversed(all_arms()):
+        steering.answer_all(model, [arm], prompts, SAMPLED, tmp_path / "apart", batch_size=4, seed=5)
+    steering.answer_all(model, all_arms(), prompts, SAMPLED, tmp_path / "apart", batch_size=4, seed=5)
+    for path in (tmp_path / "together").iterdir():
+        assert path.read_bytes() == (tmp_path / "apart" / path.name).read_bytes()
+
+
+def test_a_receipt_without_a_field_is_refused(model):
+    receipt = steering.answer(model, arm_of(), PROMPTS, GREEDY, 0)[0]["receipt"]
+    for name in steering.RECEIPT:
+        with pytest.raises(steering.ReceiptError, match=f"lacks '{name}'"):
+            steering.check_receipt({key: value for key, value in receipt.items() if key != name})
+
+
 def test_several_layers_share_one_file_and_all_arms_share_seeds(model, prompts, tmp_path):
     arms = [BASELINE, *(Arm(Intervention("aligned", layer), TinyAutoencoder()) for layer in (0, 2))]
     steering.answer_all(model, arms, prompts, SAMPLED, tmp_path, batch_size=4)
@@ -266,6 +322,8 @@ def test_a_forged_receipt_is_refused(model, prompts, tmp_path):
         (lambda: Intervention("aligned", 1, 0.5, "replace"), "use 'blend'"),
         (lambda: Intervention("aligned", 1, 2.0, "blend"), "from 0 to 1"),
         (lambda: Arm(Intervention("aligned", 1)), "no autoencoder"),
+        (lambda: Arm(Intervention("mean-difference", 1), TinyAutoencoder()), "need a direction"),
+        (lambda: Arm(Intervention("aligned", 1), TinyAutoencoder(), direction=torch.ones(WIDTH)), "need a direction"),
         (lambda: Arm(Intervention("aligned", 1, features="selected"), TinyAutoencoder()), "selected latents"),
     ],
 )
@@ -279,6 +337,14 @@ def test_an_autoencoder_of_another_model_or_layer_is_refused(model):
         steering.answer(model, Arm(Intervention("aligned", 1), TinyAutoencoder(width=16)), PROMPTS, GREEDY, 0)
     with pytest.raises(SteeringError, match="layers 0 to 2"):
         steering.answer(model, Arm(Intervention("aligned", 7), TinyAutoencoder()), PROMPTS, GREEDY, 0)
+
+
+def test_conditions_hold_the_baseline_once_and_every_other_arm_at_every_layer_and_strength():
+    found = interventions.conditions(["aligned", "baseline", "random"], [1, 3], [0.5, 2.0], mode="add", features="all")
+    assert [item.arm for item in found].count("baseline") == 1
+    steered = {(item.arm, item.layer, item.strength) for item in found[1:]}
+    assert steered == set(itertools.product(["aligned", "random"], [1, 3], [0.5, 2.0]))
+    assert len(interventions.conditions(["aligned"], [1], [1.0], positions="prompt")) == 1
 
 
 def test_published_decoding_differs_between_its_arms():
@@ -300,7 +366,31 @@ def test_arms_are_read_from_the_folders_of_notebooks_05_and_06(tmp_path):
         assert torch.equal(loaded.autoencoder.W_enc, SparseAutoencoder(WIDTH, LATENTS, seed).W_enc)
         assert loaded.selected.tolist() == ([1, 2] if arm == "untuned" else [seed, seed + 1])
     assert load_arm(Intervention("baseline"), *where) == BASELINE
+    untrained = load_arm(Intervention("random-sae", 1), *where, seed=9)
+    assert torch.equal(untrained.autoencoder.W_enc, SparseAutoencoder(WIDTH, LATENTS, 9).W_enc)
+    assert untrained.selected.tolist() == [1, 2]
+    drawn = [load_arm(Intervention("random-direction", 1), *where, seed=seed).direction for seed in (1, 1, 2)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    contrast = interventions.random_direction(WIDTH, 3)
+    assert load_arm(Intervention("mean-difference", 1), *where, contrast={1: contrast}).direction is contrast
+    with pytest.raises(SteeringError, match="need a direction"):
+        load_arm(Intervention("mean-difference", 1), *where)
     with pytest.raises(export.FormatError, match="another model"):
         load_arm(Intervention("aligned", 1), *where[:2], WIDTH + 1)
     with pytest.raises(export.FormatError, match=r"shuffled has no cfg\.json"):
         load_arm(Intervention("shuffled", 1), *where)
+
+
+def test_an_autoencoder_says_which_model_and_layer_it_is_for(tmp_path):
+    folder = tmp_path / "alignment" / "layer_01" / "aligned"
+    folder.mkdir(parents=True)
+    about = {"model_name": "theirs", "hook_name": "model.layers.1", "tuned_latents": [1]}
+    export.save(folder, SparseAutoencoder(WIDTH, LATENTS), about)
+    where = (tmp_path / "sae", tmp_path / "alignment", WIDTH)
+    assert load_arm(Intervention("aligned", 1), *where, model="theirs").selected.tolist() == [1]
+    with pytest.raises(SteeringError, match="belongs to another model: it was made for 'theirs', and 'ours'"):
+        load_arm(Intervention("aligned", 1), *where, model="ours")
+    folder.parent.rename(tmp_path / "alignment" / "layer_02")
+    with pytest.raises(SteeringError, match="not for layer 2"):
+        load_arm(Intervention("aligned", 2), *where)

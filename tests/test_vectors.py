@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib import runs, social_chemistry, vectors
+from lib import published_counts, runs, social_chemistry, vectors
 from lib.foundations import CATEGORIES, FOUNDATIONS
 
 LEVELS = (0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
@@ -137,6 +137,13 @@ GOOD = "helping a friend\tcare-harm\t1\t3\t0\t1\n"
             HEADER + GOOD.replace("\t1\t3", "\tx\t3"),
             r"line 2, column 'action-moral-judgment': expected a number, got 'x'",
         ),
+        (HEADER + GOOD[:-2] + "x\n", r"line 2, column 'm': expected a number, got 'x'"),
+        (HEADER + GOOD + GOOD[:-2] + "0\n", r"line 3, column 'm': expected a whole number from 1 to 50, got 0"),
+        (HEADER + GOOD[:-4] + "2\t1\n", r"line 2, column 'rot-bad': expected one of 0, 1, got 2"),
+        (
+            HEADER.replace("rot-bad", "split") + GOOD[:-4] + "training\t1\n",
+            r"line 2, column 'split': expected one of train, dev, .*, got training",
+        ),
         (HEADER + GOOD.replace("care-harm", "care-ham"), r"line 2, column 'rot-moral-foundations': .*got care-ham"),
         (HEADER.replace("\t", ",") + GOOD.replace("\t", ","), r"line 1: expected columns separated by '\\t'"),
         (HEADER + GOOD + "helping a fr", r"line 3: expected 6 columns as in the header, found 1"),
@@ -194,6 +201,16 @@ def test_the_official_file_with_another_checksum_is_refused_with_both(tmp_path):
         social_chemistry.locate(str(path))
 
 
+def test_a_file_that_the_user_vouches_for_is_taken_and_named(tmp_path, capsys):
+    path = tmp_path / social_chemistry.TSV_NAME
+    path.write_text(HEADER + GOOD)
+    assert social_chemistry.locate(str(path), accept_unverified=True) == path
+    printed = capsys.readouterr().out
+    assert "accepted on your word" in printed
+    assert social_chemistry.TSV_SHA256 in printed
+    assert not social_chemistry.is_official(path)
+
+
 def test_a_missing_file_says_where_to_get_it():
     with pytest.raises(social_chemistry.AnnotationError, match="On a machine without internet"):
         social_chemistry.locate("data/raw/nothing.tsv")
@@ -202,3 +219,112 @@ def test_a_missing_file_says_where_to_get_it():
 def test_neutral_zero_is_not_negative(demo):
     values = demo[2][[*CATEGORIES]].to_numpy()
     assert not np.signbit(values).any()
+
+
+def test_the_data_sets_own_parts_can_take_the_place_of_m(demo):
+    rows = social_chemistry.read(DEMO)
+    kept, dropped = social_chemistry.clean(rows, keep="split")
+    assert set(kept["split"]) == {"train", "dev", "test"}
+    assert "split is train, dev, test" in set(dropped["rule"])
+    with pytest.raises(social_chemistry.AnnotationError, match=r"needs the column 'split'.*use `keep: m`"):
+        social_chemistry.clean(rows.drop(columns="split"), keep="split")
+
+
+def test_neutral_says_why(demo):
+    table = demo[2]
+    judged, agreed = table["judgment"] == 0, table["agreement"] == 0
+    assert ((table["neutral_because"] == "") == ~(judged | agreed)).all()
+    assert ((table["neutral_because"] == "both") == (judged & agreed)).all()
+    assert set(table["neutral_because"]) == {"", "judgment is 0", "agreement is 0", "both"}
+
+
+def test_one_vector_a_distinct_action_keeps_number_and_spread(demo):
+    table = demo[2]
+    found = vectors.distinct(table)
+    assert found["multiplicity"].sum() == len(table)
+    assert not found["action"].map(vectors.normalise).duplicated().any()
+    several = found[found["multiplicity"] > 1].iloc[0]
+    own = table[table["action"].map(vectors.normalise) == vectors.normalise(several["action"])]
+    for category in CATEGORIES:
+        assert several[category] == pytest.approx(np.mean(own[category]))
+        assert several[f"spread_{category}"] == pytest.approx(np.std(own[category], ddof=1))
+    assert found.loc[found["multiplicity"] == 1, "spread_care"].isna().all()
+
+
+def test_the_subset_depends_on_the_order_within_strata_and_on_nothing_else(demo):
+    rows = vectors.exploded(demo[2], 0)
+    many = pd.concat([rows.assign(id=rows["id"] + f"x{copy}") for copy in range(8)], ignore_index=True)
+    drawn = vectors.subset(many)
+    # Strata moved among each other, each in its own order: the same subset.
+    moved = many.sort_values(["typicality", "polarity", "foundation"], kind="stable", ignore_index=True)
+    pd.testing.assert_frame_equal(drawn, vectors.subset(moved))
+    # Another order within strata: another subset.
+    assert set(vectors.subset(many[::-1].reset_index(drop=True))["id"]) != set(drawn["id"])
+
+
+def test_twice_gives_the_same_bytes(demo, tmp_path):
+    for name in "ab":
+        table = vectors.annotations(demo[0], "action-agree")
+        rows = vectors.exploded(table, 0)
+        for kind, frame in {
+            "table": table,
+            "rows": rows,
+            "subset": vectors.subset(rows),
+            "distinct": vectors.distinct(table),
+        }.items():
+            runs.write_parquet(tmp_path / f"{kind}_{name}.parquet", frame)
+    for kind in ("table", "rows", "subset", "distinct"):
+        assert (tmp_path / f"{kind}_a.parquet").read_bytes() == (tmp_path / f"{kind}_b.parquet").read_bytes()
+
+
+def test_overlap_lengths_and_typical_actions_say_what_the_rows_say(demo):
+    table = demo[2]
+    rows = vectors.exploded(table, 0)
+    share = vectors.overlap(table).set_index(["named", "also_named"])["share"]
+    named = table["foundations"]
+    first, second = FOUNDATIONS[:2]
+    expected = (
+        named.map(lambda names: {first, second} <= set(names)).sum() / named.map(lambda names: first in names).sum()
+    )
+    assert share[first, second] == pytest.approx(expected)
+    assert (share[[(name, name) for name in FOUNDATIONS]] == 1).all()
+    lengths = vectors.lengths(rows, table, 50, 0).set_index(["polarity", "typicality"])
+    words = rows.merge(table[["id", "action"]], on="id")
+    words = words[(words["polarity"] == "vice") & (words["typicality"] == 1.0)]["action"].str.split().str.len()
+    assert lengths.loc[("vice", 1.0), "value"] == pytest.approx(words.mean())
+    assert lengths.loc[("vice", 1.0), "ci_low"] < words.mean() < lengths.loc[("vice", 1.0), "ci_high"]
+    typical = vectors.most_typical(rows, table, 3)
+    assert list(typical["category"].unique()) == [name for name in CATEGORIES if name in set(typical["category"])]
+    assert typical.groupby("category").size().max() <= 3
+
+
+# ------------------------------------------------------------------------------------------- published counts
+
+
+def test_the_published_cells_add_up_to_the_published_sums():
+    buckets = pd.read_csv(published_counts.BUCKETS)
+    assert buckets["train"].sum() == published_counts.TOTALS["exploded rows, train"]
+    assert buckets["validation"].sum() == published_counts.TOTALS["exploded rows, validation"]
+    assert len(buckets) == len(FOUNDATIONS) * 13
+
+
+def test_rows_as_published_agree_and_one_row_less_is_found():
+    buckets = pd.read_csv(published_counts.BUCKETS)
+    keys = ["foundation", "polarity", "typicality"]
+    rows = buckets.melt(keys, var_name="split_published", value_name="rows")
+    rows = rows.loc[rows.index.repeat(rows["rows"]), [*keys, "split_published"]].reset_index(drop=True)
+    same = published_counts.cells(rows)
+    assert published_counts.agree(same) == f"All {2 * len(buckets)} counts are as published."
+    fewer = published_counts.cells(rows.iloc[1:])
+    assert published_counts.agree(fewer) == f"1 of {2 * len(buckets)} counts differ from those published."
+    assert fewer.loc[fewer["difference"] != 0, "difference"].tolist() == [-1]
+
+
+def test_sums_stand_beside_those_published(demo):
+    rows = vectors.exploded(demo[2], 0)
+    table = published_counts.totals(rows, vectors.subset(rows)).set_index("quantity")
+    assert table.loc["annotations", "obtained"] == len(demo[2])
+    assert table.loc[[f"exploded rows, {split}" for split in vectors.SPLITS], "obtained"].sum() == len(rows)
+    assert (table["difference"] == table["obtained"] - table["published"]).all()
+    notes = published_counts.TOTALS["subset rows (notes on a later study)"]
+    assert abs(published_counts.expected_subset() - notes) < 20, "the cells speak for the notes, not for the page"

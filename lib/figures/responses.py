@@ -26,8 +26,63 @@ def steering_receipts(frame: pd.DataFrame) -> Axes:
             ax.plot(spread, part[column], ".", color=style.ARM_COLOURS[arm], alpha=0.6)
             ax.hlines(part[column].median(), place - 0.35, place + 0.35, color="0.2")
         ax.set(ylabel=label, xticks=range(len(groups)), xticklabels=[style.arm_label(*key) for key, _ in groups])
+        ax.tick_params(axis="x", labelsize="x-small")
         ax.set_ylim(bottom=0)
     return axes[0]
+
+
+def steering_costs(frame: pd.DataFrame) -> Axes:
+    """What each arm costs by strength: perplexity on ordinary text relative to the baseline, and length of answers.
+
+    ``frame`` holds rows of ``costs.perplexity`` and ``costs.answer_lengths``; bands are 95% intervals. Layers of an arm
+    share its colour and differ by the style of the line.
+    """
+    panels = {"perplexity_ratio": "perplexity on ordinary text / baseline's", "answer_tokens": "tokens per answer"}
+    _, axes = plt.subplots(1, len(panels), figsize=(10.5, 3.8))
+    for ax, (metric, label) in zip(axes, panels.items(), strict=True):
+        part = frame[(frame["metric"] == metric) & frame["language"].isin(["all", "answers"])]
+        for (arm, layer), line in part[part["arm"] != "baseline"].groupby(["arm", "layer"], sort=False):
+            layers = sorted(part["layer"].dropna().unique())
+            shown = {"color": style.ARM_COLOURS[arm], "linestyle": style.LINES[layers.index(layer) % len(style.LINES)]}
+            line = line.sort_values("strength")
+            ax.plot(line["strength"], line["value"], marker="o", markersize=4, label=f"{arm}, layer {layer}", **shown)
+            ax.fill_between(line["strength"], line["ci_low"], line["ci_high"], color=shown["color"], alpha=0.12)
+        for value in part.loc[part["arm"] == "baseline", "value"]:
+            ax.axhline(value, color="0.4", linewidth=0.8)
+        ax.set(xlabel="strength s", ylabel=label)
+    axes[0].set_yscale("log")
+    style.legend(axes[-1], "line: baseline")
+    return axes[0]
+
+
+def win_rate_against_cost(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Win rate against the baseline beside the price on ordinary text, one line an arm and layer along its strengths.
+
+    ``frame``: ``arm, layer, strength, win_rate, ci_low, ci_high, perplexity_ratio, standing``.
+    """
+    ax = style.axes(ax, figsize=(8, 4))
+    layers = sorted(frame["layer"].dropna().unique())
+    for (arm, layer), line in frame.groupby(["arm", "layer"], sort=False):
+        line = line.sort_values("strength")
+        shown = {"color": style.ARM_COLOURS[arm], "linestyle": style.LINES[layers.index(layer) % len(style.LINES)]}
+        ax.plot(
+            line["perplexity_ratio"],
+            line["win_rate"],
+            marker="o",
+            linewidth=0.8,
+            label=f"{arm}, layer {layer}",
+            **shown,
+        )
+        ax.vlines(line["perplexity_ratio"], line["ci_low"], line["ci_high"], color=shown["color"], alpha=0.5)
+        for _, point in line.iterrows():
+            where = (point["perplexity_ratio"], point["win_rate"])
+            ax.annotate(f"{point['strength']:g}", where, xytext=(4, 4), textcoords="offset points", fontsize="xx-small")
+    ax.axhline(0.5, color="0.4", linewidth=0.8)
+    ax.axvline(1.0, color="0.4", linewidth=0.8)
+    ax.set(xscale="log", xlabel="perplexity on ordinary text / baseline's; 1 costs nothing", ylim=(-0.03, 1.03))
+    ax.set_ylabel(f"win rate against the baseline ({frame['standing'].iloc[0]})")
+    style.legend(ax, "numbers: strength")
+    return ax
 
 
 def perfect_scores(frame: pd.DataFrame) -> Axes:
@@ -46,6 +101,7 @@ def perfect_scores(frame: pd.DataFrame) -> Axes:
         labels = [style.arm_label(row["arm"], row["layer"]) for _, row in part.iterrows()]
         ax.set(title=f"{title} ({frame['standing'].iloc[0]})", ylim=(-0.02, 1.02))
         ax.set(ylabel="share of perfect scores", xticks=range(len(labels)), xticklabels=labels)
+        ax.tick_params(axis="x", labelsize="x-small")
     return axes[0]
 
 
@@ -54,7 +110,7 @@ def win_rates(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
     ``frame`` as ``verdicts.summarise`` writes it; the two orders of every pair are averaged.
     """
-    ax = style.axes(ax, figsize=(8, 3.8))
+    ax = style.axes(ax, figsize=(8, 4.4))
     chosen = frame[(frame["rubric"] == "pairwise") & (frame["dimension"] == "all")]
     shades = {"win_rate": "wins", "tie_rate": "ties", "lose_rate": "losses"}
     groups = list(chosen.groupby(["arm", "layer"], sort=False))
@@ -70,7 +126,8 @@ def win_rates(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax.barh(0, 0, color="0.3", alpha=shade, label=name)
     ax.axvline(0.5, color="0.4", linewidth=0.8)
     ax.set(xlabel=f"share of verdicts ({frame['standing'].iloc[0]}); line: 95% interval of the win rate", xlim=(0, 1))
-    ax.set(yticks=range(len(groups)), yticklabels=[style.arm_label(*key) for key, _ in groups])
+    names = [style.arm_label(*key).replace("-\n", "-") for key, _ in groups]
+    ax.set(yticks=range(len(groups)), yticklabels=names)
     ax.invert_yaxis()
     style.legend(ax)
     return ax

@@ -1,9 +1,14 @@
 """The one look of all figures, their shared parts, and :func:`publish`, which keeps a picture with its table."""
 
 import base64
+import functools
 import html
+import inspect
 import io
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -29,24 +34,99 @@ def theme() -> None:
     }
 
 
-def publish(figure: Figure, stage: runs.Stage, name: str, frame: pd.DataFrame, alt: str) -> None:
-    """Show a figure with its alternative text and keep it, as SVG and PNG, beside the table it was drawn from.
+def recorded(function: Callable[..., Axes]) -> Callable[..., Axes]:
+    """Let a drawing function leave a note in its figure of what drew it, for :func:`publish`."""
 
-    What every reader must know of the run (demo data, a substitute for a column) stands below the picture.
-    Files go to ``<run>/figures/<name>.{svg,png,csv}``, outside the stage's directory: drawing is not a result.
+    @functools.wraps(function)
+    def draw(frame: Any, *args: Any, **options: Any) -> Axes:
+        ax = function(frame, *args, **options)
+        ax.figure.drawn_by = function  # type: ignore[union-attr]
+        # Names, so that a figure drawn again has them whatever their order.
+        bound = inspect.signature(function).bind(frame, *args, **options).arguments
+        ax.figure.drawn_with = dict(list(bound.items())[1:])  # type: ignore[union-attr]
+        ax.figure.drawn_from = frame  # type: ignore[union-attr]
+        return ax
+
+    return draw
+
+
+def publish(figure: Figure, stage: runs.Stage, name: str, frame: pd.DataFrame, alt: str) -> None:
+    """Show a figure with its caption and alternative text and keep it beside the table it was drawn from.
+
+    The table kept is the one that the function drew; ``frame`` stands in where it drew several at once, and has them in
+    one, told apart by the column ``kind``. The caption is the first sentence of the function's docstring. What every
+    reader must know of the run (demo data, a substitute for a column) stands below the picture.
+
+    Files go to ``<run>/figures/<name>.{svg,png,csv,json}``, outside the stage's directory: drawing is not a result. The
+    JSON holds caption, alternative text, the function and what else it was given, the title and the types of the
+    table's columns, which is all that :func:`redraw` needs.
     """
     folder = stage.run_dir / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    if notices := stage.notices():
-        figure.supxlabel(" ".join(notices), fontsize="x-small", color="0.35", x=0.01, ha="left")
+    drawn = figure.drawn_from  # type: ignore[attr-defined]
+    frame = drawn if isinstance(drawn, pd.DataFrame) else frame
+    notes = {
+        "caption": caption_of(figure.drawn_by),  # type: ignore[attr-defined]
+        "alt": alt,
+        "drawn_by": figure.drawn_by.__name__,  # type: ignore[attr-defined]
+        "arguments": {key: _packed(value) for key, value in figure.drawn_with.items()},  # type: ignore[attr-defined]
+        "title": figure.axes[0].get_title(),
+        "notices": stage.notices(),
+        "stage": stage.name,
+        "dtypes": {str(column): str(dtype) for column, dtype in frame.dtypes.items()},
+    }
+    _sign(figure, notes["notices"])
     figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
     figure.savefig(folder / f"{name}.png", metadata={"Software": None})
-    runs.write_text_atomically(folder / f"{name}.csv", frame.to_csv(index=False, float_format="%.6g"))
+    # Nine digits, so that a figure drawn again from its table is the same figure.
+    runs.write_text_atomically(folder / f"{name}.csv", frame.to_csv(index=False, float_format="%.9g"))
+    runs.write_text_atomically(folder / f"{name}.json", json.dumps(notes, indent=1, ensure_ascii=False) + "\n")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=100)
     plt.close(figure)
     encoded = base64.b64encode(picture.getvalue()).decode()
-    display(HTML(f'<img src="data:image/png;base64,{encoded}" alt="{html.escape(alt)}">'))  # type: ignore[no-untyped-call]
+    image = f'<img src="data:image/png;base64,{encoded}" alt="{html.escape(alt)}">'
+    caption = f"<figcaption>{html.escape(' '.join([notes['caption'], *notes['notices']]))}</figcaption>"
+    display(HTML(f"<figure>{image}{caption}</figure>"))  # type: ignore[no-untyped-call]
+
+
+def redraw(table: Path, functions: Mapping[str, Callable[..., Axes]]) -> Figure:
+    """Draw a published figure again from its table (``<name>.csv``) and the notes beside it (``<name>.json``)."""
+    notes = json.loads(table.with_suffix(".json").read_text(encoding="utf-8"))
+    frame = pd.read_csv(table, keep_default_na=False, na_values=[""]).astype(notes["dtypes"])
+    function = functions[notes["drawn_by"]]
+    several = "Mapping" in str(next(iter(inspect.signature(function).parameters.values())).annotation)
+    kinds = {kind: part.drop(columns="kind") for kind, part in frame.groupby("kind", sort=False)} if several else {}
+    theme()
+    arguments = {key: _unpacked(value) for key, value in notes["arguments"].items()}
+    figure = function(kinds if several else frame, **arguments).figure
+    figure.axes[0].set_title(notes["title"])
+    _sign(figure, notes["notices"])
+    return figure
+
+
+def _packed(value: Any) -> Any:
+    if not isinstance(value, pd.DataFrame):
+        return value
+    return {"csv": value.to_csv(index=False), "dtypes": {str(name): str(dtype) for name, dtype in value.dtypes.items()}}
+
+
+def _unpacked(value: Any) -> Any:
+    if not (isinstance(value, dict) and value.keys() == {"csv", "dtypes"}):
+        return value
+    return pd.read_csv(io.StringIO(value["csv"]), keep_default_na=False, na_values=[""]).astype(value["dtypes"])
+
+
+def caption_of(function: Callable[..., Any]) -> str:
+    """Return the first sentence of a drawing function's docstring, without what it says about its argument."""
+    first = inspect.cleandoc(function.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+    without_argument = re.sub(r"[;,.]?\s*``\w+`` (is|as|has|maps)\b.*$", "", first)
+    return without_argument.replace("``", "").rstrip(".") + "."
+
+
+def _sign(figure: Figure, notices: list[str]) -> None:
+    if notices:
+        figure.supxlabel(" ".join(notices), fontsize="x-small", color="0.35", x=0.01, ha="left")
 
 
 POLARITY_COLOURS = {"virtue": "#4477AA", "vice": "#EE6677", "neutral": "#BBBBBB"}
@@ -131,10 +211,19 @@ ARM_COLOURS = {
     "aligned": "#4477AA",
     "shuffled": "#EE6677",
     "random": "#CCBB44",
+    "random-weights": "#AA3377",
+    "random-sae": "#AA3377",
+    "random-direction": "#228833",
+    "mean-difference": "#EE9955",
     "people": "#222222",
 }
 
 
+LINES = ("-", "--", ":", "-.")
+"""Styles of lines, for the layers of one arm."""
+
+
 def arm_label(arm: str, layer: Any) -> str:
     """Name an arm and, where it has one, its layer."""
-    return arm if pd.isna(layer) else f"{arm}\nlayer {layer}"
+    name = arm.replace("-", "-\n")
+    return name if pd.isna(layer) else f"{name}\nlayer {layer}"

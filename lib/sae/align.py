@@ -6,7 +6,7 @@ whole-matrix normalisation. The project page names three losses; the released co
 penalty on strict latents that fire for another category.
 
 ``sigmoid(a)`` with activations a >= 0 is at least .5, so the published alignment loss cannot reach targets below .5. The
-objective ``six-term-without-floor`` uses ``2 sigmoid(a) - 1``, which can.
+objectives that end in ``-without-floor`` use ``2 sigmoid(a) - 1``, which can.
 """
 
 import copy
@@ -20,13 +20,17 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from lib.sae.features import CONTRAST, TOP, top_latents
-from lib.sae.model import SparseAutoencoder
+from lib.sae.model import ROWS_AT_ONCE, SparseAutoencoder
 from lib.sae.train import TrainingError
 
 WEIGHTS = {"reconstruction": 1.0, "sparsity": 1e-4, "align": 0.5, "polarity": 0.3, "prototype": 0.2, "mono": 0.1}
 """Weights of the six terms, released recipe."""
 
 NAMED_ON_THE_PAGE = ("align", "polarity", "prototype")
+OBJECTIVES = ("six-term", "three-term", "six-term-without-floor", "three-term-without-floor")
+FLOOR = 0.5
+"""What a sigmoid of an activation, which is never negative, cannot go below."""
+
 MARGIN = 0.5
 STRONG = 0.3
 PAIRS = 100
@@ -91,16 +95,36 @@ def randomly(selection: Selection, activity: np.ndarray, seed: int) -> Selection
 class TunedRows(nn.Module):
     """The trainable part of an autoencoder beside the frozen rest."""
 
-    def __init__(self, sae: SparseAutoencoder, tuned: np.ndarray) -> None:
+    threshold: Tensor
+
+    def __init__(self, sae: SparseAutoencoder, selection: Selection) -> None:
         super().__init__()
-        index = torch.from_numpy(tuned)
+        index = torch.from_numpy(selection.tuned).to(sae.W_enc.device)
         self.encoder = nn.Parameter(sae.W_enc.detach()[:, index].clone())
         self.bias = nn.Parameter(sae.b_enc.detach()[index].clone())
         self.decoder = nn.Parameter(sae.W_dec.detach()[index].clone())
+        self.register_buffer("threshold", sae.threshold[index].clone() if sae.jump else torch.zeros_like(self.bias))
+        # No buffers: what is constant is not part of the state that is kept at the best epoch.
+        self.frozen = (sae.W_dec.detach(), sae.b_dec.detach())
+        self.top, self.contrast = (
+            averaging(sets, len(index)).to(index.device) for sets in (selection.top, selection.contrast)
+        )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the activations of the tuned latents: [rows, width] -> [rows, tuned]."""
-        return torch.relu(x @ self.encoder + self.bias)
+    def forward(self, data: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return activations of the tuned latents [rows, tuned] and what the frozen ones reconstruct [rows, width].
+
+        The latter is ``rest``, computed once. Where every row keeps k latents, the tuned ones compete with ``rivals``
+        [rows, k], the activations of the k largest frozen ones at ``places``, and either side's losers are silent.
+        """
+        z = torch.relu(data["x"] @ self.encoder + self.bias)
+        if "rivals" not in data:
+            return z * (z > self.threshold), data["rest"]
+        rivals, (decoder, bias) = data["rivals"], self.frozen
+        least = torch.cat([z, rivals], dim=1).detach().topk(rivals.shape[1], dim=1).values[:, -1:]
+        others = torch.zeros(len(z), len(decoder), device=z.device).scatter(
+            1, data["places"], rivals * (rivals >= least)
+        )
+        return z * (z >= least), others @ decoder + bias
 
     @torch.no_grad()
     def normalise_decoder(self) -> None:
@@ -119,7 +143,7 @@ def align(
     """Tune the selected latents.
 
     Args:
-        sae: the pretrained autoencoder of raw vectors; it is not changed.
+        sae: the pretrained autoencoder of raw vectors; it is not changed. Training happens where its weights lie.
         selection: the tuned set.
         train: raw pooled residual streams [rows, width] and moral vectors [rows, 10].
         validation: the same, to stop on.
@@ -138,8 +162,10 @@ def align(
         return copy.deepcopy(sae), pd.DataFrame(columns=columns)
     weights = term_weights(recipe.objective)
     data = {name: _prepare(sae, selection, *part) for name, part in (("train", train), ("validation", validation))}
-    rows = TunedRows(sae, selection.tuned)
-    optimiser = torch.optim.AdamW(rows.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    rows = TunedRows(sae, selection)
+    optimiser = torch.optim.AdamW(
+        rows.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+    )
     generator = torch.Generator().manual_seed(recipe.seed)
     steps = max(1, -(-len(train[0]) // recipe.batch_size))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -147,7 +173,8 @@ def align(
     )
     importance = row_weights(train[1])
     best, best_loss, waited, history = copy.deepcopy(rows.state_dict()), float("inf"), 0, []
-    for epoch in tqdm(range(recipe.epochs), desc=label, unit="epoch"):
+    bar = tqdm(range(recipe.epochs), desc=label, unit="epoch")
+    for epoch in bar:
         drawn = torch.multinomial(importance, len(importance), replacement=True, generator=generator)
         sums: dict[str, float] = {}
         for batch in drawn.split(recipe.batch_size):
@@ -169,6 +196,7 @@ def align(
         history += [(epoch, "train", name, value / len(drawn)) for name, value in sums.items()]
         history += [(epoch, "validation", name, value) for name, value in held_out.items()]
         loss = sum(weights[name] * value for name, value in held_out.items())
+        bar.set_postfix(validation=f"{loss:.4f}", best=f"{min(loss, best_loss):.4f}")
         waited += 1
         if loss < best_loss:
             best, best_loss, waited = copy.deepcopy(rows.state_dict()), loss, 0
@@ -179,47 +207,53 @@ def align(
 
 
 def term_weights(objective: str) -> dict[str, float]:
-    """Return the weight of every term of an objective: ``six-term``, ``three-term`` or ``six-term-without-floor``."""
-    if objective == "three-term":
-        return {name: WEIGHTS[name] for name in NAMED_ON_THE_PAGE}
-    if objective in ("six-term", "six-term-without-floor"):
-        return WEIGHTS
-    raise TrainingError(f"unknown objective {objective!r}; known: six-term, three-term, six-term-without-floor")
+    """Return the weight of every term of one of ``OBJECTIVES``."""
+    if objective not in OBJECTIVES:
+        raise TrainingError(f"unknown objective {objective!r}; known: {', '.join(OBJECTIVES)}")
+    return {name: WEIGHTS[name] for name in NAMED_ON_THE_PAGE} if objective.startswith("three-term") else WEIGHTS
+
+
+def share_below_floor(vectors: np.ndarray) -> float:
+    """Return the share of the targets of vectors [rows, 10] that the published alignment loss cannot reach."""
+    targets = vectors[vectors > 0]
+    return float((targets < FLOOR).mean()) if len(targets) else 0.0
 
 
 def losses(
     rows: TunedRows, selection: Selection, data: dict[str, Tensor], objective: str, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Return the terms of an objective on a batch: ``x`` and ``rest`` [rows, width], ``m`` [rows, 10]."""
-    z = rows(data["x"])
-    a, m = activity(z, selection.top), data["m"]
+    """Return the terms of an objective on a batch: ``m`` [rows, 10] and what :class:`TunedRows` takes."""
+    z, rest = rows(data)
+    a, m = z @ rows.top, data["m"]
     strong_virtue = (m[:, 0::2] > STRONG).any(dim=1)
     strong_vice = (m[:, 1::2] > STRONG).any(dim=1)
-    contrast = activity(z, selection.contrast)
+    contrast = z @ rows.contrast
     lead = contrast[:, 0::2] - contrast[:, 1::2]
     polarity = _mean(torch.relu(MARGIN - lead)[strong_virtue]) + _mean(torch.relu(MARGIN + lead)[strong_vice])
-    reach = 2 * torch.sigmoid(a) - 1 if objective == "six-term-without-floor" else torch.sigmoid(a)
+    reach = 2 * torch.sigmoid(a) - 1 if objective.endswith("-without-floor") else torch.sigmoid(a)
     terms = {
         "align": _mean((reach - m)[m > 0] ** 2),
         "polarity": polarity,
         "prototype": _prototype_term(a, m, generator),
     }
-    if objective == "three-term":
+    if objective.startswith("three-term"):
         return terms
     own = m.argmax(dim=1)
-    elsewhere = torch.from_numpy(selection.strict_dimension)[None, :] != own[:, None]
+    elsewhere = torch.from_numpy(selection.strict_dimension).to(own.device)[None, :] != own[:, None]
     strict = z[:, torch.from_numpy(selection.strict)]
     return terms | {
-        "reconstruction": ((data["x"] - data["rest"] - z @ rows.decoder) ** 2).mean(),
+        "reconstruction": ((data["x"] - rest - z @ rows.decoder) ** 2).mean(),
         "sparsity": z.abs().mean(),
         "mono": _mean((strict**2)[elsewhere]),
     }
 
 
-def activity(z: Tensor, sets: list[np.ndarray]) -> Tensor:
-    """Return the mean activation of every set of latents: [rows, latents] -> [rows, sets]; 0 for an empty set."""
-    means = [z[:, torch.from_numpy(s)].mean(dim=1) if len(s) else torch.zeros(len(z), dtype=z.dtype) for s in sets]
-    return torch.stack(means, dim=1)
+def averaging(sets: list[np.ndarray], latents: int) -> Tensor:
+    """Return the matrix [latents, sets] that turns activations into the mean of every set; 0 for an empty set."""
+    matrix = torch.zeros(latents, len(sets))
+    for place, members in enumerate(sets):
+        matrix[members, place] = 1 / max(1, len(members))
+    return matrix
 
 
 def row_weights(vectors: np.ndarray) -> Tensor:
@@ -249,12 +283,27 @@ def frozen_share(sae: SparseAutoencoder, tuned: np.ndarray) -> float:
 
 @torch.no_grad()
 def _prepare(sae: SparseAutoencoder, selection: Selection, x: np.ndarray, vectors: np.ndarray) -> dict[str, Tensor]:
-    """What the frozen latents contribute does not change; compute it once."""
-    raw = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
-    frozen = torch.ones(sae.latents, dtype=torch.bool)
-    frozen[torch.from_numpy(selection.tuned)] = False
-    rest = torch.cat([sae.encode(part)[:, frozen] @ sae.W_dec[frozen] + sae.b_dec for part in raw.split(4096)])
-    return {"x": raw, "rest": rest, "m": torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))}
+    """What the frozen latents contribute does not change (of a TopK: which of them lead does not); compute it once."""
+    device, index = sae.W_enc.device, torch.from_numpy(selection.tuned)
+    raw = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)).to(device)
+    data = {"x": raw, "m": torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32)).to(device)}
+    if sae.k is not None:
+        leaders = [_frozen_before(sae, part, index).topk(sae.k, dim=1) for part in raw.split(ROWS_AT_ONCE)]
+        data["rivals"] = torch.relu(torch.cat([leader.values for leader in leaders]))
+        data["places"] = torch.cat([leader.indices for leader in leaders])
+        return data
+    rest = []
+    for part in raw.split(ROWS_AT_ONCE):
+        z = sae.encode(part)
+        z[:, index] = 0
+        rest.append(sae.decode(z))
+    return data | {"rest": torch.cat(rest)}
+
+
+def _frozen_before(sae: SparseAutoencoder, x: Tensor, tuned: Tensor) -> Tensor:
+    before = x @ sae.W_enc + sae.b_enc
+    before[:, tuned] = -torch.inf
+    return before
 
 
 def _take(data: dict[str, Tensor], batch: Tensor) -> dict[str, Tensor]:
@@ -266,14 +315,18 @@ def _mean(values: Tensor) -> Tensor:
 
 
 def _prototype_term(a: Tensor, m: Tensor, generator: torch.Generator) -> Tensor:
-    parts = []
-    for dimension in range(m.shape[1]):
-        rows = torch.nonzero(m[:, dimension] > 0).flatten()
-        if len(rows) > 1:
-            i, j = rows[torch.randint(len(rows), (2, min(PAIRS, len(rows))), generator=generator)]
-            order = (m[i, dimension] - m[j, dimension]) * (a[i, dimension] - a[j, dimension])
-            parts.append(torch.relu(PAIR_MARGIN - order).mean())
-    return torch.stack(parts).mean() if parts else a.sum() * 0
+    """Hinge over random pairs of rows of a dimension: the mean of a dimension's pairs, and of dimensions."""
+    dimension, row = torch.nonzero(m.T > 0, as_tuple=True)
+    counts = torch.bincount(dimension, minlength=m.shape[1])
+    drawn = torch.where(counts > 1, counts.clamp_max(PAIRS), 0)
+    d = torch.repeat_interleave(drawn)
+    if len(d) == 0:
+        return a.sum() * 0
+    first = torch.cumsum(counts, dim=0) - counts
+    chance = torch.rand(2, len(d), generator=generator).to(a.device)
+    i, j = row[first[d] + (chance * counts[d]).long()]
+    order = (m[i, d] - m[j, d]) * (a[i, d] - a[j, d])
+    return (torch.relu(PAIR_MARGIN - order) / drawn[d]).sum() / (drawn > 0).sum()
 
 
 @torch.no_grad()

@@ -1,5 +1,11 @@
-"""Stages 5 and 6 layer by layer: the rows of each split, training, identification, alignment and its controls."""
+"""Stages 5 and 6 layer by layer: the rows of each split, training, identification, alignment and its controls.
 
+A layer is read when its turn comes and not kept, and writes a folder of its own; what is there is not computed again. So
+layers may also be computed by jobs of their own (:mod:`lib.sae.jobs`), and the notebook joins what it finds.
+"""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -7,14 +13,25 @@ import numpy as np
 import pandas as pd
 import torch
 
+from lib import runs
 from lib.foundations import CATEGORIES
-from lib.sae import align, evaluate, export, features, train
+from lib.sae import align, evaluate, export, features, model, train
 from lib.sae.model import SparseAutoencoder
-from lib.store import ActivationStore
+from lib.store import ActivationStore, open_store
 
-ARMS = ("aligned", "untuned", "shuffled", "random")
-FOLDERS = {"aligned": "aligned", "shuffled": "controls/shuffled", "random": "controls/random"}
+ARMS = ("untuned", "aligned", "shuffled", "random", "random-weights")
+FOLDERS = {
+    "aligned": "aligned",
+    "shuffled": "controls/shuffled",
+    "random": "controls/random",
+    "random-weights": "controls/random_weights",
+}
 """Arm -> its folder below the layer's; ``untuned`` is stage 5's ``pretrained``."""
+
+TRAIN = "train"
+"""The ``sae_source`` that trains; any other is a directory or a hub id of autoencoders by others."""
+
+AT_MOST_AT_ONCE = 4
 
 
 class Rows(NamedTuple):
@@ -23,6 +40,10 @@ class Rows(NamedTuple):
     x: np.ndarray
     vectors: np.ndarray
     actions: np.ndarray
+
+
+Reader = Callable[[int], dict[str, Rows]]
+"""Layer -> its rows by split, read when asked for."""
 
 
 def split_rows(
@@ -45,98 +66,281 @@ def split_rows(
     return {side: Rows(x[sides == side], vectors[sides == side], actions[sides == side]) for side in np.unique(sides)}
 
 
+def reader(stage: runs.Stage, pooling: str, split: str) -> Reader:
+    """Return what reads the rows of a layer from the inputs of a stage."""
+    annotations, exploded = (pd.read_parquet(stage.inputs[name]) for name in ("annotations", "exploded"))
+    store = open_store(stage.inputs["activations"])
+    return lambda layer: split_rows(store, annotations, exploded, layer, pooling, split)
+
+
 def folder_of(layer: int) -> str:
     """Return the folder of a layer below a stage's directory."""
     return f"layer_{layer:02d}"
 
 
-def pretrain(folder: Path, rows: dict[str, Rows], recipe: train.Recipe, label: str, metadata: dict[str, Any]) -> None:
+# ---------------------------------------------------------------------------------------------- stage 5
+
+
+def training_inputs(parameters: Any) -> dict[str, str]:
+    """Return the inputs of stage 5: name -> path, the autoencoders of others among them where they are local."""
+    inputs = {
+        "annotations": f"{parameters.run_dir}/vectors/annotations.parquet",
+        "exploded": f"{parameters.run_dir}/vectors/exploded.parquet",
+        "activations": f"{parameters.run_dir}/activations/{parameters.model}",
+    }
+    local = parameters.sae_source != TRAIN and runs.resolve(parameters.sae_source).is_dir()
+    return inputs | ({"sae_source": parameters.sae_source} if local else {})
+
+
+def training_recipe(parameters: Any) -> train.Recipe:
+    """Return the recipe that the parameters of stage 5 name."""
+    return train.Recipe(
+        parameters.expansion, parameters.target_l0, parameters.sae_epochs, parameters.learning_rate,
+        parameters.batch_size, seed=parameters.seed, activation=parameters.sae_activation,
+    )  # fmt: skip
+
+
+def train_layers(stage: runs.Stage, rows: Reader, layers: Iterable[int], parameters: Any) -> dict[int, Path]:
+    """Return the folder of every layer's autoencoder, trained, or read from ``sae_source``, where it is not there.
+
+    On a GPU as many layers as fit its memory are trained at once; on a CPU one after another. Either way a layer's result
+    is its own: it depends on no other layer.
+    """
+
+    def one(layer: int) -> Path:
+        name = f"{folder_of(layer)}/pretrained"
+        about = {"model_name": parameters.model, "hook_name": f"model.layers.{layer}"}
+        about |= {"pooling": parameters.pooling, "split": parameters.split}
+        if parameters.sae_source != TRAIN:
+            return stage.folder(name, adopt, rows, layer, parameters.sae_source, about)
+        return stage.folder(name, pretrain, rows, layer, training_recipe(parameters), f"layer {layer}", about)
+
+    layers = list(layers)
+    missing = [layer for layer in layers if not (stage.directory / folder_of(layer) / "pretrained").exists()]
+    workers = layers_at_once(rows, missing, parameters) if missing else 1
+    with ThreadPoolExecutor(workers) as pool:
+        return dict(zip(layers, pool.map(one, layers), strict=True))
+
+
+def layers_at_once(rows: Reader, layers: list[int], parameters: Any) -> int:
+    """Return how many layers to train at once: what fits a GPU's memory, one on a CPU."""
+    device = torch.device(train.default_device())
+    if device.type == "cpu" or parameters.sae_source != TRAIN or len(layers) < 2:
+        return 1
+    sides = rows(layers[0])
+    width, count = sides["train"].x.shape[1], sum(len(part.x) for part in sides.values())
+    recipe = training_recipe(parameters)
+    needed = train.required_bytes(width, recipe.expansion * width, count, recipe, half=True)
+    return max(1, min(len(layers), AT_MOST_AT_ONCE, train.available_bytes(device) // needed))
+
+
+def pretrain(
+    folder: Path, rows: Reader, layer: int, recipe: train.Recipe, label: str, metadata: dict[str, Any]
+) -> None:
     """Train one layer's autoencoder and fill ``folder`` with it and its history.
 
     The checkpoint lies beside ``folder``, which is temporary, so that an interrupted training goes on.
     """
     checkpoint = folder.parent / ".pretrained.checkpoint"
-    sae, history = train.train(rows["train"].x, rows["validation"].x, recipe, label, checkpoint)
+    sides = rows(layer)
+    sae, history = train.train(sides["train"].x, sides["validation"].x, recipe, label, checkpoint)
     export.save(folder, sae, metadata)
     history.to_parquet(folder / "history.parquet", index=False)
     checkpoint.unlink(missing_ok=True)
 
 
-def quality(sae: SparseAutoencoder, rows: dict[str, Rows]) -> pd.DataFrame:
-    """Return mse, L0, fraction of variance unexplained and share of dead latents, one line a split."""
-    lines = [
-        {"split": split, **train.quality(sae, torch.from_numpy(part.x)), "rows": len(part.x)}
-        for split, part in rows.items()
-    ]
+def adopt(folder: Path, rows: Reader, layer: int, source: str, metadata: dict[str, Any]) -> None:
+    """Fill ``folder`` with an autoencoder that others trained; its history has one line, of the validation rows."""
+    held_out = rows(layer)["validation"].x
+    name, _, revision = source.partition("@")
+    sae, about = export.load_foreign(name, layer, held_out.shape[1], revision or None)
+    export.save(folder, sae, about | metadata)
+    history = pd.DataFrame([{"epoch": 0, **model.quality(sae, torch.from_numpy(held_out))}])
+    history.to_parquet(folder / "history.parquet", index=False)
+
+
+def identify(sae: SparseAutoencoder, rows: dict[str, Rows], permutations: int, seed: int) -> pd.DataFrame:
+    """Find the moral latents on validation rows, and report them on the training rows."""
+    chosen, other = rows[features.CHOSEN_ON], rows[features.REPORTED_ON]
+    on_device = sae.to(train.default_device())
+    return features.identify(
+        on_device, chosen.x, chosen.vectors, permutations, seed, chosen.actions, (other.x, other.vectors)
+    )
+
+
+def identify_layer(stage: runs.Stage, rows: Reader, layer: int, parameters: Any) -> pd.DataFrame:
+    """Return the table of features of a layer, computed where it is not there."""
+
+    def found() -> pd.DataFrame:
+        sae = export.load(stage.directory / folder_of(layer) / "pretrained")
+        return identify(sae, rows(layer), parameters.permutations, parameters.seed)
+
+    return stage.table(f"{folder_of(layer)}/features.parquet", found)
+
+
+def quality(stage: runs.Stage, rows: Reader, layers: Iterable[int]) -> pd.DataFrame:
+    """Return mse, L0, fraction of variance unexplained and share of dead latents: columns ``layer, split, ..., rows``."""
+    lines = []
+    for layer in layers:
+        sae = export.load(stage.directory / folder_of(layer) / "pretrained").to(train.default_device())
+        for split, part in rows(layer).items():
+            measured = model.quality(sae, torch.from_numpy(part.x).to(sae.W_enc.device))
+            lines.append({"layer": layer, "split": split, **measured, "rows": len(part.x)})
     return pd.DataFrame(lines)
+
+
+# ---------------------------------------------------------------------------------------------- stage 6
+
+
+def alignment_inputs(parameters: Any) -> dict[str, str]:
+    """Return the inputs of stage 6: name -> path."""
+    return {
+        "annotations": f"{parameters.run_dir}/vectors/annotations.parquet",
+        "exploded": f"{parameters.run_dir}/vectors/exploded.parquet",
+        "activations": f"{parameters.run_dir}/activations/{parameters.model}",
+        "autoencoders": f"{parameters.run_dir}/sae/{parameters.model}",
+    }
+
+
+def alignment_recipe(parameters: Any) -> align.Recipe:
+    """Return the recipe that the parameters of stage 6 name."""
+    return align.Recipe(
+        parameters.alignment_objective, parameters.alignment_epochs, parameters.alignment_learning_rate,
+        batch_size=parameters.alignment_batch_size, seed=parameters.seed,
+    )  # fmt: skip
+
+
+def align_layer(stage: runs.Stage, rows: Reader, layer: int, parameters: Any) -> dict[str, Path]:
+    """Return the folder of every arm of a layer, trained where it is not there; ``untuned`` is the one it starts from.
+
+    Raises:
+        export.FormatError: the autoencoder is of another width, pooling or split than the rows.
+    """
+    source = stage.inputs["autoencoders"] / folder_of(layer)
+    about = export.metadata(source / "pretrained")
+    require_same(about, pooling=parameters.pooling, split=parameters.split)
+    folders = {"untuned": source / "pretrained"}
+    recipe = alignment_recipe(parameters)
+    for arm, name in FOLDERS.items():
+        label = f"layer {layer}, {arm}"
+        folders[arm] = stage.folder(
+            f"{folder_of(layer)}/{name}", align_arm, arm, source, lambda: rows(layer), recipe, label, about
+        )
+    return folders
 
 
 def align_arm(
     folder: Path,
     arm: str,
-    sae: SparseAutoencoder,
-    table: pd.DataFrame,
-    rows: dict[str, Rows],
+    source: Path,
+    rows: Callable[[], dict[str, Rows]],
     recipe: align.Recipe,
     label: str,
     metadata: dict[str, Any],
 ) -> None:
-    """Train one arm and fill ``folder`` with it and its history.
+    """Train one arm and fill ``folder`` with it, its table of features and its history.
 
     ``aligned`` is the claim; ``shuffled`` is trained the same way on labels permuted among actions; ``random`` tunes as
-    many latents that fire as often, drawn at random, in the same roles, on the true labels.
+    many latents that fire as often, drawn at random, in the same roles, on the true labels; ``random-weights`` begins
+    from an autoencoder that nothing has trained, whose features are identified and tuned by the same rules.
     """
-    selection = selection_of(arm, sae, table, recipe.seed)
-    train_rows, validation = rows["train"], rows["validation"]
-    if arm == "shuffled":
-        generator = np.random.default_rng(recipe.seed)
-        train_rows, validation = (_shuffled(part, generator) for part in (train_rows, validation))
+    sides = rows()
+    sae, table = load(source, sides["train"].x.shape[1])
+    if arm == "random-weights":
+        sae = untrained_like(sae, sides["train"].x, recipe.seed)
+        table = identify(sae, sides, 0, recipe.seed)
+    sae = sae.to(train.default_device())
+    selection = selection_of(arm, table, recipe.seed)
+    labelled = labels_of(arm, sides, recipe.seed)
+    train_rows, validation = labelled["train"], labelled["validation"]
     aligned, history = align.align(
-        sae,
-        selection,
-        (train_rows.x, train_rows.vectors),
-        (validation.x, validation.vectors),
-        recipe,
-        label,
+        sae, selection, (train_rows.x, train_rows.vectors), (validation.x, validation.vectors), recipe, label
     )
+    aligned, sae = aligned.cpu(), sae.cpu()
     if align.frozen_hash(aligned, selection.tuned) != align.frozen_hash(sae, selection.tuned):
         raise AssertionError(f"{label}: a frozen weight has changed")
     export.save(folder, aligned, metadata | {"arm": arm, "tuned_latents": selection.tuned.tolist()})
+    table.to_parquet(folder / "features.parquet", index=False)
     history.to_parquet(folder / "history.parquet", index=False)
 
 
-def _shuffled(rows: Rows, generator: np.random.Generator) -> Rows:
-    return rows._replace(vectors=rows.vectors[features.permuted_by_action(rows.actions, generator)])
+def load(source: Path, width: int) -> tuple[SparseAutoencoder, pd.DataFrame]:
+    """Return a layer's autoencoder, checked for the width of the residual stream, and its table of features."""
+    return export.load(source / "pretrained", width), pd.read_parquet(source / "features.parquet")
 
 
-def require_pooling(about: dict[str, Any], pooling: str) -> None:
-    """Refuse an autoencoder of another pooling than the rows it shall be tuned on.
+def untrained_like(sae: SparseAutoencoder, rows: np.ndarray, seed: int) -> SparseAutoencoder:
+    """Return an autoencoder of the same kind and size as a training begins from, centred on rows [rows, width]."""
+    fresh = SparseAutoencoder(sae.width, sae.latents, seed, sae.k, sae.jump)
+    if sae.jump:
+        fresh.threshold.copy_(sae.threshold)
+    return fresh.fold_centre(torch.from_numpy(rows.mean(axis=0, dtype=np.float64).astype(np.float32)))
+
+
+def labels_of(arm: str, sides: dict[str, Rows], seed: int) -> dict[str, Rows]:
+    """Return the training and validation rows with the labels that an arm is trained on."""
+    generator = np.random.default_rng(seed)
+    chosen = {side: sides[side] for side in ("train", "validation")}
+    if arm != "shuffled":
+        return chosen
+    return {
+        side: rows._replace(vectors=rows.vectors[features.permuted_by_action(rows.actions, generator)])
+        for side, rows in chosen.items()
+    }
+
+
+def require_same(about: dict[str, Any], **asked: str) -> None:
+    """Refuse an autoencoder of another pooling or split than the rows it shall be tuned on.
 
     Raises:
         export.FormatError: names both.
     """
-    if about.get("pooling") != pooling:
-        raise export.FormatError(
-            f"the autoencoder was trained with pooling {about.get('pooling')!r}, but {pooling!r} is asked for; "
-            "use the same in notebooks 05 and 06"
-        )
+    for name, value in asked.items():
+        if about.get(name) != value:
+            raise export.FormatError(
+                f"the autoencoder was trained with {name} {about.get(name)!r}, but {value!r} is asked for; "
+                "use the same in notebooks 05 and 06"
+            )
 
 
-def selection_of(arm: str, sae: SparseAutoencoder, table: pd.DataFrame, seed: int) -> align.Selection:
+def selection_of(arm: str, table: pd.DataFrame, seed: int) -> align.Selection:
     """Return the latents that an arm tunes: those of the table of features, or as many at random."""
     chosen = align.select(table)
     return align.randomly(chosen, table["activity"].to_numpy(), seed) if arm == "random" else chosen
 
 
-def measure(
-    saes: dict[str, SparseAutoencoder], table: pd.DataFrame, rows: Rows, draws: int, seed: int
-) -> dict[str, pd.DataFrame]:
-    """Measure all arms of a layer on held-out rows: tables ``alignment`` and ``similarity`` (of categories)."""
-    arms = {arm: (sae, selection_of(arm, sae, table, seed)) for arm, sae in saes.items()}
-    measured = evaluate.evaluate(arms, rows.x, rows.vectors, rows.actions, draws, seed)
-    return {"alignment": measured, "similarity": evaluate.similarities(arms, rows.x, rows.vectors)}
+def tuned_share(stage: runs.Stage, rows: Reader, layers: Iterable[int]) -> pd.DataFrame:
+    """Return what is tuned: columns ``layer, tuned, latents, frozen_share`` (of weights) and ``targets_below_floor``.
+
+    The last is the share of positive typicalities of the training rows that the published alignment loss cannot reach.
+    """
+    lines = []
+    for layer in layers:
+        source = stage.inputs["autoencoders"] / folder_of(layer)
+        vectors = rows(layer)["train"].vectors
+        sae, table = load(source, open_store(stage.inputs["activations"]).width)
+        frozen = align.frozen_share(sae, align.select(table).tuned)
+        lines.append((layer, int(table["tuned"].sum()), len(table), frozen, align.share_below_floor(vectors)))
+    return pd.DataFrame(lines, columns=["layer", "tuned", "latents", "frozen_share", "targets_below_floor"])
 
 
-def identify(sae: SparseAutoencoder, rows: Rows, permutations: int, seed: int) -> pd.DataFrame:
-    """Find the moral latents on validation rows."""
-    return features.identify(sae, rows.x, rows.vectors, permutations, seed, rows.actions)
+def measure(folders: dict[str, Path], rows: Reader, layer: int, draws: int, seed: int) -> dict[str, pd.DataFrame]:
+    """Measure all arms of a layer on the test rows: tables ``alignment`` and ``similarity`` (of categories).
+
+    Args:
+        folders: arm -> its folder, as :func:`align_layer` returns them.
+        rows: of all layers; only the test rows are used.
+        layer: index of the decoder block.
+        draws: bootstrap resamples.
+        seed: of the resamples, and of the latents of the random arm.
+    """
+    test = rows(layer)["test"]
+    applied = {}
+    for arm in (arm for arm in ARMS if arm in folders):
+        sae = export.load(folders[arm], test.x.shape[1]).to(train.default_device())
+        table = folders[arm].parent if arm == "untuned" else folders[arm]
+        selection = selection_of(arm, pd.read_parquet(table / "features.parquet"), seed)
+        applied[arm] = evaluate.apply(sae, selection, test.x)
+    measured = evaluate.evaluate(applied, test.x, test.vectors, test.actions, draws, seed)
+    similar = evaluate.similarities(applied, test.vectors)
+    return {"alignment": measured.assign(layer=layer), "similarity": similar.assign(layer=layer)}

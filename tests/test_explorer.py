@@ -1,0 +1,189 @@
+"""The interactive page: its logic, what it shows and hides, and itself in a real JupyterLab in a real browser."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import browser
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import explorer, explorer_page, runs
+from lib.foundations import CATEGORIES
+from lib.profiles import load_profile
+
+DEMO = "profiles/demo.yaml"
+
+
+def test_prototypes_are_means_of_typical_rows_alone():
+    subset = pd.DataFrame(
+        {
+            "foundation": "care-harm",
+            "polarity": ["virtue", "virtue", "virtue", "vice", "neutral"],
+            "is_prototype": [True, True, False, True, False],
+        }
+    )
+    x = np.array([[1, 0], [3, 0], [99, 99], [0, -2], [50, 50]], dtype=np.float32)
+    found = explorer.prototypes(x, subset)
+    assert found[CATEGORIES.index("care")].tolist() == [2, 0]
+    assert found[CATEGORIES.index("harm")].tolist() == [0, -2]
+    assert np.isnan(found[2:]).all(), "no typical rows, no prototype"
+
+
+def test_similarities_are_cosines_after_centring():
+    layer = explorer.Layer(centre=np.array([1.0, 1.0]), prototypes=np.array([[2.0, 0.0], [0.0, -3.0]]))
+    assert explorer.similarities(np.array([5.0, 1.0]), layer) == pytest.approx([1, 0])
+    assert explorer.similarities(np.array([1.0, 0.5]), layer) == pytest.approx([0, 1])
+
+
+def view():
+    nearest = pd.DataFrame([("id_1", "a <secret> action", 0.9)], columns=["id", "action", "cosine"])
+    latents = pd.DataFrame([(7, 1.5, "harm", 0.3)], columns=["latent", "activation", "category", "correlation"])
+    return explorer.View(np.linspace(-1, 1, 10), np.linspace(0, 1, 10), nearest, np.zeros((3, 10)), latents)
+
+
+def test_texts_are_hidden_unless_asked_for():
+    hidden, shown = (explorer_page.render(view(), 1, show_content) for show_content in (False, True))
+    assert "secret" not in hidden
+    assert "id_1" in hidden
+    assert "a &lt;secret&gt; action" in shown, "and escaped"
+
+
+def test_pictures_have_a_text():
+    text = explorer_page.render(view(), 1, False)
+    assert text.count("<svg") == text.count("aria-label") == 21
+
+
+@pytest.fixture(scope="module")
+def moral(demo_run):
+    return explorer.open_explorer(load_profile(DEMO), "moral-small")
+
+
+@pytest.mark.pipeline
+def test_an_annotated_action_is_nearest_to_itself(moral):
+    action = moral.annotations.loc[17, "action"]
+    found = moral.look(action, 2, "mean")
+    assert found.nearest.loc[0, "action"] == action
+    assert found.nearest.loc[0, "cosine"] == pytest.approx(1, abs=1e-4)
+    stored = moral.store.read(1, "mean")[moral.store.rows_of([action])][0]
+    assert found.path[1] == pytest.approx(explorer.similarities(stored, moral._layer(1, "mean")), abs=1e-4)
+    assert found.similarities.tolist() == found.path[2].tolist()
+    assert (found.latents["activation"] > 0).all()
+    assert found.latents["activation"].is_monotonic_decreasing
+
+
+@pytest.mark.pipeline
+def test_what_a_run_does_not_have_is_named(moral):
+    with pytest.raises(explorer.ExplorerError, match="type an action"):
+        moral.look("  ", 0, "mean")
+    with pytest.raises(explorer.ExplorerError, match="poolings mean"):
+        moral.look("lying", 0, "median")
+    with pytest.raises(explorer.ExplorerError, match=r"steering is possible at layers \[2\]"):
+        moral.answers("lying", 0, steered=True)
+    with pytest.raises(explorer.ExplorerError, match="no model 'other'"):
+        explorer.open_explorer(load_profile(DEMO), "other")
+    assert moral.look("lying", 0, "mean").latents.empty
+
+
+@pytest.mark.pipeline
+def test_steering_is_a_switch(moral):
+    assert set(moral.answers("helping my sister", 2, steered=False)) == {"as it is"}
+    answers = moral.answers("helping my sister", 2, steered=True)
+    assert answers["as it is"] == moral.answers("helping my sister", 2, steered=False)["as it is"]
+    assert answers["steered"] != answers["as it is"]
+
+
+@pytest.fixture(scope="module")
+def lab(demo_run, tmp_path_factory):
+    """A JupyterLab on a copy of the page, with its own settings; hands out its address."""
+    folder = tmp_path_factory.mktemp("lab")
+    shutil.copy(runs.PROJECT / "notebooks" / "explore.ipynb", folder)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    homes = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_WORKSPACES_DIR")
+    environment = os.environ | {name: str(folder / f".{name.lower()}") for name in homes}
+    environment |= {"PYTHONPATH": str(runs.PROJECT)}
+    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", f"--port={port}", f"--notebook-dir={folder}"]
+    command += [
+        "--IdentityProvider.token=",
+        "--ServerApp.password=",
+        "--expose-app-in-browser",
+        "--ServerApp.ip=127.0.0.1",
+    ]
+    command += ["--allow-root"] if os.geteuid() == 0 else []
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=runs.PROJECT)
+        try:
+            address = f"http://127.0.0.1:{port}"
+            wait_for(f"{address}/api/status", process, folder / "log")
+            yield address
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
+
+
+def wait_for(url, process, log):
+    for _ in range(600):
+        assert process.poll() is None, log.read_text()
+        try:
+            with urllib.request.urlopen(url):
+                return
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError(f"JupyterLab did not answer: {log.read_text()}")
+
+
+@pytest.mark.pipeline
+def test_the_page_in_jupyterlab(lab):
+    with browser.chromium() as page:
+        page.size(1400, 1400)
+        page.open(f"{lab}/lab/tree/explore.ipynb?reset")
+        page.until("!!window.jupyterapp", "JupyterLab did not start")
+        page.run("window.jupyterapp.restored.then(() => true)")
+        page.until("!!document.querySelector('.jp-Notebook .jp-CodeCell')", "the notebook did not open")
+        panel = "[...window.jupyterapp.shell.widgets('main')].find(w => w.title.label == 'explore.ipynb')"
+        page.until(f"{panel}?.sessionContext?.session?.kernel?.status == 'idle'", "the kernel did not start", 120)
+        page.run(f"window.jupyterapp.shell.activateById({panel}.id)")
+        page.call("Page.bringToFront")
+        page.until("!!window.jupyterapp.shell.currentWidget", "the notebook did not come to the front")
+        page.run("window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => true)")
+        page.until("!!document.querySelector('.widget-text input')", "the page was not shown", 180)
+
+        page.run("document.querySelector('.widget-text input').focus()")
+        page.type("breaking a vow to my sister")
+        page.enter()
+        page.until("!!document.querySelector('table.similarities')", "nothing was looked at")
+        assert page.run("document.querySelectorAll('table.similarities tr').length") == 11
+        assert page.run("document.querySelectorAll('svg.path polyline').length") == 10
+        assert page.run("document.querySelectorAll('table.latents tr').length") > 1
+        texts = "[...document.querySelectorAll('table.nearest tr td:last-child')].map(cell => cell.textContent)"
+        assert set(page.run(texts)) == {"hidden"}
+
+        boxes = "[...document.querySelectorAll('.widget-checkbox input')]"
+        page.run(f"{boxes}[0].click()")
+        page.until(f"{texts}.every(text => text != 'hidden')", "texts did not appear when asked for")
+        page.run(f"{boxes}[1].click()")
+        page.until("document.querySelectorAll('table.answers tr').length == 2", "no answers")
+        before = page.run("document.querySelector('table.similarities').textContent")
+        choose = "const s = document.querySelectorAll('.widget-dropdown select')[{}]; s.selectedIndex = {}; " + (
+            "s.dispatchEvent(new Event('change', {{bubbles: true}}))"
+        )
+        page.run(f"(() => {{ {choose.format(2, 3)} }})()")
+        page.until(
+            f"document.querySelector('table.similarities').textContent != {json.dumps(before)}", "pooling does nothing"
+        )
+        page.run(f"(() => {{ {choose.format(1, 0)} }})()")
+        page.until(
+            "/no aligned autoencoder/.test(document.querySelector('p.message')?.textContent)", "layer 0 was steered"
+        )
+        unwanted = [e for e in page.errors if "favicon" not in e and "404" not in e]
+        assert not unwanted
+        if folder := os.environ.get("COMPANION_PICTURES"):
+            page.picture(f"{folder}/jupyterlab.png")

@@ -1,0 +1,222 @@
+"""A judge behind the OpenAI protocol on this machine: slow, overloaded, broken off, garbled. Nothing lost or paid twice."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from inspect_ai.log import read_eval_log
+from inspect_ai.model import _retry
+from test_judging import ARMS, PROMPTS, responses_of
+
+from lib import judges, judging, runs
+
+pytest.importorskip("openai", reason="the package openai is what Inspect speaks the OpenAI protocol with")
+
+KEY = "sk-secret-0123456789abcdef"
+ASKED = 2 * len(ARMS) * PROMPTS + 2 * 2 * PROMPTS
+
+
+def completion(text, finish="stop"):
+    message = {"role": "assistant", "content": text}
+    usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
+    choices = [{"index": 0, "message": message, "finish_reason": finish}]
+    return {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": choices, "usage": usage}
+
+
+class Server:
+    """Counts what it is asked; ``manner(question, attempt)`` says how it answers that attempt at that question."""
+
+    def __init__(self, manner):
+        self.attempts, self.answered, self.keys = Counter(), Counter(), set()
+        server, lock = self, threading.Lock()
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *arguments):
+                pass
+
+            def send(self, status, body):
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def do_POST(self):
+                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                question = request["messages"][-1]["content"]
+                with lock:
+                    server.keys.add(self.headers["Authorization"].removeprefix("Bearer "))
+                    number = list(server.attempts).index(question) if question in server.attempts else None
+                    server.attempts[question] += 1
+                    number = len(server.attempts) - 1 if number is None else number
+                    how = manner(number, server.attempts[question])
+                if how == "slow":
+                    time.sleep(0.3)
+                if how == "cut":
+                    self.connection.shutdown(socket.SHUT_RDWR)
+                    self.close_connection = True
+                elif how == "half":
+                    self.send_response(200)
+                    self.send_header("Content-Length", "5000")
+                    self.end_headers()
+                    self.wfile.write(b'{"id": "x", "cho')
+                    self.close_connection = True
+                elif how == "malformed":
+                    self.send(200, b'{"choices": [{"message": ')
+                elif how == "text":
+                    self.send(200, b'"I am not an object"')
+                elif isinstance(how, int):
+                    self.send(how, json.dumps({"error": {"message": f"refused for {KEY}", "code": how}}).encode())
+                else:
+                    with lock:
+                        server.answered[question] += 1
+                    text = "VERDICT: 1" if "<first>" in question else "SCORE: 3"
+                    self.send(200, json.dumps(completion(text)).encode())
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    started = []
+
+    def start(manner):
+        server = Server(manner)
+        started.append(server)
+        # Inspect keeps a model and its address for as long as the process lives, so each server gets a name of its own.
+        name = f"loopback{server.http.server_address[1]}"
+        monkeypatch.setenv(f"{name.upper()}_BASE_URL", server.url)
+        monkeypatch.setenv(f"{name.upper()}_API_KEY", KEY)
+        server.judge = f"openai-api/{name}/judge"
+        return server
+
+    async def at_once(seconds):
+        pass
+
+    monkeypatch.setattr(_retry, "_sleep", at_once)
+    yield start
+    for server in started:
+        server.http.shutdown()
+        server.http.server_close()
+
+
+def outcomes(responses, folder):
+    tables = [judging.absolute_table(responses, folder), judging.read_verdicts(responses, folder, "pairwise")]
+    return Counter(outcome for table in tables for outcome in table["outcome"])
+
+
+def test_a_slow_overloaded_server_that_breaks_off_loses_nothing_and_counts_nothing_twice(serve, tmp_path):
+    faults = ["slow", 429, 500, "cut", "half", 503, "text"]
+    server = serve(lambda number, attempt: faults[number % len(faults)] if attempt == 1 else "well")
+    responses = responses_of()
+    judging.judge(responses, server.judge, tmp_path)
+    assert outcomes(responses, tmp_path) == {"valid": ASKED}
+    assert len(server.answered) == ASKED
+    assert set(server.answered.values()) == {1}, "a question that was answered is not asked again"
+    assert server.keys == {KEY}
+    asked = sum(server.attempts.values())
+    judging.judge(responses, server.judge, tmp_path)
+    assert sum(server.attempts.values()) == asked, "judging again asks nothing"
+
+
+def test_what_stays_broken_is_a_counted_failure(serve, tmp_path):
+    server = serve(lambda number, attempt: "malformed" if number % 3 == 0 else "well")
+    responses = responses_of()
+    judging.judge(responses, server.judge, tmp_path)
+    found = outcomes(responses, tmp_path)
+    assert set(found) == {"valid", "failed"}
+    assert found["failed"] + found["valid"] == ASKED
+    assert found["valid"] == sum(server.answered.values()) == len(server.answered)
+    assert found["failed"] == pytest.approx(ASKED / 3, abs=2)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_keys_reach_no_log_and_no_error(serve, tmp_path, capfd, status):
+    server = serve(lambda number, attempt: status)
+    few = responses_of().groupby("arm").head(1)
+    error = ""
+    try:
+        judging.judge(few, server.judge, tmp_path)
+        assert set(outcomes(few, tmp_path)) <= {"failed", "refused", "invalid"}
+    except judges.JudgingError as raised:
+        error = str(raised)
+    printed = "".join(capfd.readouterr())
+    assert KEY not in error + printed
+    for path in tmp_path.rglob("*"):
+        if path.suffix == ".eval":
+            assert KEY not in read_eval_log(str(path)).model_dump_json(), path
+        elif path.is_file():
+            assert KEY.encode() not in path.read_bytes(), path
+
+
+def test_a_killed_judging_goes_on_and_pays_for_what_was_in_flight_at_most(serve, tmp_path):
+    server = serve(lambda number, attempt: "slow")
+    code = (
+        "from pathlib import Path; from tests.test_judging import responses_of; from lib import judging;"
+        f"judging.judge(responses_of(), {server.judge!r}, Path({str(tmp_path)!r}))"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(runs.PROJECT), *sys.path])}
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=runs.PROJECT, env=environment)
+    while sum(server.answered.values()) < ASKED // 2:
+        assert process.poll() is None, "judging ended before it was killed"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(0.5)
+    before = sum(server.answered.values())
+    responses = responses_of()
+    judging.judge(responses, server.judge, tmp_path)
+    assert outcomes(responses, tmp_path) == {"valid": ASKED}
+    again = sum(count - 1 for count in server.answered.values())
+    assert before < ASKED
+    assert again <= judging.JUDGE_CONFIG.max_connections, f"{again} of {before} answers were paid twice"
+
+
+def test_a_budget_stops_before_and_while_asking(serve, tmp_path):
+    server = serve(lambda number, attempt: "well")
+    responses = responses_of()
+    with pytest.raises(judges.JudgingError, match="budget is 10: nobody was asked"):
+        judging.judge(responses, server.judge, tmp_path, budget=judges.Budget(calls=10))
+    assert not server.attempts
+    estimated = judging.estimate(responses)
+    assert estimated["calls"].sum() == ASKED
+    tokens = int(estimated[["input_tokens", "output_tokens"]].sum().sum())
+    with pytest.raises(judges.JudgingError, match=f"about {tokens:,} tokens"):
+        judging.judge(responses, server.judge, tmp_path, budget=judges.Budget(tokens=tokens - 1))
+    assert not server.attempts
+
+
+def test_a_budget_that_is_used_up_loses_no_reply_that_was_paid_for(serve, tmp_path, monkeypatch):
+    server = serve(lambda number, attempt: "well")
+    responses = responses_of()
+    monkeypatch.setattr(judges.Budget, "refuse", lambda self, estimate: None)
+    with pytest.raises(judges.JudgingError, match=f"used up after 50 calls and 5,500 tokens; {ASKED - 50} questions"):
+        judging.judge(responses, server.judge, tmp_path, budget=judges.Budget(calls=50))
+    assert sum(server.attempts.values()) == 50
+    judging.judge(responses, server.judge, tmp_path, budget=judges.Budget(calls=ASKED - 50))
+    assert sum(server.attempts.values()) == ASKED
+    assert set(server.answered.values()) == {1}
+    assert outcomes(responses, tmp_path) == {"valid": ASKED}
+
+
+def test_tokens_in_flight_count_against_the_budget():
+    request = "问" * 120
+    meter = judges.Meter(judges.Budget(tokens=500))
+    assert [meter.admit(request) for _ in range(3)] == [True, True, False]
+    meter.settle(request, 90)
+    assert meter.admit(request)
+    meter.settle(request, None)
+    assert (meter.calls, meter.tokens, meter.reserved, meter.refused) == (2, 90, 200, 1)
