@@ -2,10 +2,10 @@
 
     python benchmarks/residual_streams.py
 
-The model is a random 12-layer, 512-wide Qwen3; the actions are as long as the real ones. The usual loop takes rows as they come, pads
-batches of 64 and asks for ``output_hidden_states=True``. The bare forward pass runs over the companion's own batches.
-Processor seconds on one thread, so that a machine with other work to do measures the same: what the store costs, with
-its compression and checksums, is in our time; waiting for the disk is not.
+The model is a random 12-layer, 512-wide Qwen3; the actions are as long as the real ones. The usual loop takes rows as
+they come, pads batches of 64 and asks for ``output_hidden_states=True``. The bare forward pass runs over the companion's
+own batches. Processor seconds on one thread, so that a machine with other work to do measures the same: what the store
+costs, with its compression and checksums, is in our time; waiting for the disk is not.
 """
 
 import time
