@@ -28,6 +28,9 @@ TEMPLATE = "{action} is morally"
 MAX_TOKENS = 128
 """The published truncation."""
 
+PADDING = 1.1
+"""A batch has at most so many times the tokens of its prompts; more would be computed for nothing."""
+
 POOLINGS = ("mean", "mean_without_first", "action", "last")
 """Mean over all tokens (published), without the first one, over the action's tokens only, the last token alone."""
 
@@ -181,14 +184,18 @@ def _throughput(actions: int, tokens: int, started: float) -> Throughput:
 def batches(lengths: np.ndarray, rows: range, token_budget: int) -> list[range]:
     """Cut consecutive rows, sorted by length, into batches of at most ``token_budget`` tokens (at least one row).
 
+    A batch ends earlier where one more row would make more than a tenth of it padding.
     Batches never cross ``rows``, so a chunk computed again after an interruption meets the same batches, and
     reduced precision, which depends on a batch's composition, gives the same values.
     """
     result = []
     start = rows.start
     while start < rows.stop:
-        stop = start + 1
-        while stop < rows.stop and (stop + 1 - start) * lengths[stop] <= token_budget:
+        stop, tokens = start + 1, lengths[start]
+        while stop < rows.stop:
+            padded, tokens = (stop + 1 - start) * lengths[stop], tokens + lengths[stop]
+            if padded > token_budget or padded > PADDING * tokens:
+                break
             stop += 1
         result.append(range(start, stop))
         start = stop

@@ -254,6 +254,9 @@ def test_batches_keep_to_the_budget_and_cover_every_row():
     found = residuals.batches(lengths, range(10, 190), 100)
     assert [row for batch in found for row in batch] == list(range(10, 190))
     assert all(len(batch) == 1 or len(batch) * lengths[batch.stop - 1] <= 100 for batch in found)
+    padded = [len(batch) * lengths[batch.stop - 1] for batch in found]
+    real = [lengths[batch.start : batch.stop].sum() for batch in found]
+    assert all(of <= residuals.PADDING * tokens for of, tokens in zip(padded, real, strict=True))
 
 
 def test_long_prompts_are_cut_as_published_and_counted(model):

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import tracemalloc
 
 import numpy as np
 import pandas as pd
@@ -196,3 +197,27 @@ def test_progress_tells_rows_tokens_time_left_and_memory(model, tmp_path, capfd)
         "5 actions/s, 50 tokens/s, 3.00 GB of memory and 1.00 GB of the card"
     )
     assert residuals.extract(model, prompts, kept, 400).actions == 0
+
+
+def peak_memory(directory, model, monkeypatch, rows, width=4096):
+    """Most bytes that numpy and Python held while so many rows were extracted."""
+    prompts = residuals.tokenize(model.tokenizer, [f"keeping promise {i:04d}" for i in range(rows)])
+    index = pd.DataFrame({"action": prompts.actions, "tokens": prompts.lengths})
+    kept = store.create_store(directory, index, 3, width, residuals.POOLINGS, rows_per_chunk=10)
+    monkeypatch.setattr(models, "width", lambda model: width)
+    monkeypatch.setattr(residuals, "pooled_residuals", lambda model, prompts, rows: torch.zeros(4, 3, len(rows), width))
+    tracemalloc.start()
+    residuals.extract(model, prompts, kept, 400)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+def test_memory_does_not_grow_with_the_number_of_rows(tiny_model, tmp_path, monkeypatch):
+    model = models.load(str(tiny_model))
+    peak_memory(tmp_path / "first", model, monkeypatch, 20)
+    few = peak_memory(tmp_path / "few", model, monkeypatch, 40)
+    many = peak_memory(tmp_path / "many", model, monkeypatch, 200)
+    stretch = 4 * 3 * 10 * 4096 * 4
+    assert few > stretch
+    assert many - few < stretch / 2  # the rows themselves are 20 stretches

@@ -25,5 +25,5 @@ def residual_norms(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         yscale="log",
     )
     ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.legend(title="token position", frameon=False)
+    ax.legend(title="token position", frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return ax
