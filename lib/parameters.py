@@ -131,6 +131,8 @@ class Steering:
     model_source: str
     revision: str | None
     dtype: DType
+    device: Device
+    trust_remote_code: str | None
     layers: list[int]
     arms: list[Arm]
     strength: float
