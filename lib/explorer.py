@@ -95,7 +95,7 @@ class Explorer:
             raise ExplorerError("type an action first, such as: returning a lost purse")
         if layer not in self.layers or pooling not in self.store.poolings:
             raise ExplorerError(f"this run has layers {self.layers} and poolings {', '.join(self.store.poolings)}")
-        prompts = residuals.tokenize(self.model, [action.strip()])
+        prompts = residuals.tokenize(self.model.tokenizer, [action.strip()])
         pooled = residuals.pooled_residuals(self.model, prompts, range(1)).float().cpu().numpy()
         stream = pooled[residuals.POOLINGS.index(pooling), :, 0]
         path = np.stack([similarities(stream[i], self._layer(i, pooling)) for i in self.layers])

@@ -158,7 +158,7 @@ def band(ax: Axes, frame: pd.DataFrame, label: str) -> None:
 
 def layer_axis(ax: Axes) -> None:
     """Label the horizontal axis as whole layers, and above as relative depth, which compares between models."""
-    last = max(ax.dataLim.x1, 1)
+    last = max([1, *(max(line.get_xdata()) for line in ax.lines if len(line.get_xdata()))])
     ax.set_xlabel("layer (index of the decoder block)")
     ax.xaxis.get_major_locator().set_params(integer=True)
     depth = ax.secondary_xaxis("top", functions=(lambda layer: layer / last, lambda depth: depth * last))
