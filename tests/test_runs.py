@@ -12,7 +12,9 @@ from lib.parameters import MoralVectors, ResidualStreams
 
 @pytest.fixture
 def parameters(tmp_path):
-    return ResidualStreams(str(tmp_path / "run"), "tiny", "somewhere", None, "float32", 64, "cpu", "float32", None, None)
+    return ResidualStreams(
+        str(tmp_path / "run"), "tiny", "somewhere", None, "float32", 64, "cpu", "float32", None, None
+    )
 
 
 @pytest.fixture
