@@ -41,7 +41,7 @@ def reader(layer):
 def stage_in(directory, **inputs):
     """An unfinished stage that writes into a directory."""
     directory.mkdir(parents=True, exist_ok=True)
-    return runs.Stage("05_sparse_autoencoders", directory.parent, directory, inputs, {}, complete=False)
+    return runs.Stage("05_sparse_autoencoders", directory.parent, directory, inputs, {}, complete=False, command="")
 
 
 def contents(directory):
