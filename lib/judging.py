@@ -155,6 +155,9 @@ def estimate(responses: pd.DataFrame, language: str = "zh", rubrics: tuple[str, 
     """
     rows = []
     for rubric in rubrics:
+        if responses.empty:
+            rows.append((rubric, 0, 0, 0))
+            continue
         asked = requests(responses, rubric)
         asked = asked[~_unanswerable(asked)]
         tokens = sum(tokens_of(text) for text in _rendered(asked, rubric, language))

@@ -323,3 +323,8 @@ assert hasattr(object, "save"), "nnsight's own method must be back"
     done = subprocess.run([sys.executable, "-c", code], cwd=runs.PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "", "judging prints nothing"
+
+
+def test_no_answers_cost_nothing():
+    nothing = pd.DataFrame(columns=["id", "dimension", "arm", "layer", "strength", "prompt", "response"])
+    assert judging.estimate(nothing)[["calls", "input_tokens", "output_tokens"]].to_numpy().sum() == 0
