@@ -15,7 +15,7 @@ import sys
 
 from snakemake.exceptions import WorkflowError
 
-from lib import failures, parts, plan, runs
+from lib import failures, jobs, parts, runs
 from lib.parameters import STAGES, ParameterError
 from lib.profiles import PER_MODEL, load_profile, refuse_other_results
 from lib.provenance import sha256_of_json
@@ -56,7 +56,7 @@ def manifest(notebook, model="{model}"):
 
 def named(notebook, folder, suffix):
     """A job's file in one of the run's folders."""
-    return f"{RUN}/{folder}/{plan.job_name(notebook, '{model}')}.{suffix}"
+    return f"{RUN}/{folder}/{jobs.job_name(notebook, '{model}')}.{suffix}"
 
 
 def inputs(notebook, whole=True):
@@ -66,7 +66,7 @@ def inputs(notebook, whole=True):
         model = wildcards.get("model")
         # A file that has yet to be fetched is missed when the run starts, not when its graph is shown.
         found = [path for path in files(notebook) if runs.resolve(path).exists()]
-        for stage in plan.NEEDS[notebook]:
+        for stage in jobs.NEEDS[notebook]:
             each = MODELS if notebook == "04_compare_models" else [model or PROFILE.sae_model]
             found += [manifest(stage, name) for name in each]
         if notebook == "02_residual_streams" and (path := PROFILE.sources[model].path):
@@ -91,9 +91,13 @@ def code(notebook):
     return lambda wildcards: sha256_of_json([runs.notebook_code(notebook), runs.code_hash(notebook)])
 
 
-def reserved(notebook, resource):
-    """Cards (gpu), memory (mem_mb) or minutes (runtime) of a job, for the given attempt."""
-    return lambda wildcards, attempt: plan.job(PROFILE, notebook, wildcards.get("model")).resources(attempt)[resource]
+def reserved(notebook, resource, part=False):
+    """Cards (gpu), memory (mem_mb) or minutes (runtime) of a job or a part of it, for the given attempt."""
+
+    def of_job(wildcards, attempt):
+        return jobs.job(PROFILE, notebook, wildcards.get("model"), part).resources(attempt)[resource]
+
+    return of_job
 
 
 EXECUTE = (
@@ -159,9 +163,9 @@ for NOTEBOOK in parts.split(PROFILE):
             layer=lambda wildcards: PROFILE.layers[min(int(wildcards.part), len(PROFILE.layers)) - 1],
         threads: PROFILE.threads
         resources:
-            gpu=reserved(NOTEBOOK, "gpu"),
-            mem_mb=reserved(NOTEBOOK, "mem_mb"),
-            runtime=reserved(NOTEBOOK, "runtime"),
+            gpu=reserved(NOTEBOOK, "gpu", part=True),
+            mem_mb=reserved(NOTEBOOK, "mem_mb", part=True),
+            runtime=reserved(NOTEBOOK, "runtime", part=True),
             attempt=lambda wildcards, attempt: attempt,
         shell:
             (

@@ -8,10 +8,9 @@ import copy
 import math
 import shutil
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,8 +18,7 @@ import psutil
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""Bytes of a number."""
+from lib.sizes import BYTES, POOLINGS, Size
 
 QUANTISED = {"8bit": 1.1, "4bit": 0.65}
 """Bytes of a quantised parameter, with its scales and the parts that stay in 16 bits.
@@ -28,7 +26,6 @@ QUANTISED = {"8bit": 1.1, "4bit": 0.65}
 Experts are not quantised: transformers keeps a layer's experts in one array, which bitsandbytes leaves as it is.
 """
 
-POOLINGS = 4
 WIDTHS_PER_TOKEN = 40
 """Numbers a token keeps at the peak of one block, in widths of the stream: attention, feed-forward, router, copies."""
 
@@ -38,30 +35,6 @@ SHARE_OF_MATRIX_RATE = 0.5
 
 class DoesNotFit(ValueError):
     """A run needs more memory or disk than there is; the message says what would fit."""
-
-
-class Size(NamedTuple):
-    """A model: parameters, those active for one token, decoder blocks, width."""
-
-    parameters: float
-    active: float
-    layers: int
-    width: int
-
-    @property
-    def mixture(self) -> bool:
-        """Whether only some experts of a layer read a token."""
-        return self.active < self.parameters
-
-    def first(self, layers: int | None) -> "Size":
-        """Return the size of the model cut behind its first ``layers`` blocks; None for the whole model.
-
-        The embedding is counted as part of the blocks, so for few layers of a small model this is too low.
-        """
-        if layers is None or layers >= self.layers:
-            return self
-        share = layers / self.layers
-        return Size(self.parameters * share, self.active * share, layers, self.width)
 
 
 class Machine(NamedTuple):
@@ -100,11 +73,6 @@ class Estimate:
     def seconds(self, machine: Machine) -> float:
         """Return the time of the forward passes on ``machine``, without loading and writing."""
         return self.flops / (machine.flops_per_second * SHARE_OF_MATRIX_RATE)
-
-
-def size_from_registry(row: Mapping[str, Any]) -> Size:
-    """Return the size that a row of the registry gives."""
-    return Size(row["parameters_billions"] * 1e9, row["active_billions"] * 1e9, int(row["layers"]), int(row["width"]))
 
 
 def size_from_config(config: PreTrainedConfig) -> Size:

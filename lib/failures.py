@@ -13,7 +13,7 @@ from typing import Any
 import nbformat
 import pandas as pd
 
-from lib import plan, runs
+from lib import jobs, runs
 from lib.parameters import STAGES, ParameterError
 from lib.profiles import PER_MODEL, Profile, load_profile
 
@@ -70,7 +70,7 @@ def diagnosed(profile: Profile) -> list[str]:
 def possible_targets(profile: Profile, models: list[str], manifest: Callable[..., str]) -> list[str]:
     """Return the last stages that a run can still reach with ``models``, where some have failed."""
     targets = [manifest("04_compare_models")] if models else []
-    chain = [stage for stage in plan.NEEDS["09_claims"] if stage != "04_compare_models"]
+    chain = [stage for stage in jobs.NEEDS["09_claims"] if stage != "04_compare_models"]
     if models and all(_finished(profile, stage, profile.sae_model) for stage in chain):
         targets.append(manifest("09_claims"))
     return targets
@@ -87,7 +87,7 @@ def missing(profile: Profile) -> pd.DataFrame:
         each = list(profile.sources) if notebook in PER_MODEL else [profile.sae_model]
         for model in each:
             if not _finished(profile, notebook, model):
-                job = plan.job_name(notebook, model)
+                job = jobs.job_name(notebook, model)
                 named = model if "{model}" in STAGES[notebook].directory else ""
                 log = f"runs/{profile.run}/logs/{job}.log"
                 rows.append((notebook, named, _reason(profile, notebook, model, job), log))
@@ -98,7 +98,7 @@ def _reason(profile: Profile, notebook: str, model: str, job: str) -> str:
     why = recorded(runs.resolve(f"runs/{profile.run}/notebooks/{job}.ipynb"))
     if why:
         return f"{why['error']}: {why['message'].splitlines()[0] if why['message'] else ''}"
-    for stage in plan.NEEDS[notebook]:
+    for stage in jobs.NEEDS[notebook]:
         if not _finished(profile, stage, model):
             return f"needs {stage}, which is missing"
     if runs.resolve(f"runs/{profile.run}/logs/{job}.log").exists():
