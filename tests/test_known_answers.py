@@ -7,7 +7,7 @@ import pytest
 
 from lib import profiles, runs, store
 from lib.parameters import STAGES
-from lib.sae import align, evaluate, layers, train
+from lib.sae import align, arms, evaluate, layers, train
 
 pytestmark = pytest.mark.pipeline
 
@@ -28,13 +28,13 @@ def outcome(demo_run, model, seed):
     rows = layers.split_rows(activations, annotations, exploded, training.layers[0], training.pooling, training.split)
     sae, _ = train.train(rows["train"].x, rows["validation"].x, layers.training_recipe(training), model)
     table = layers.identify(sae, rows, training.permutations, seed)
-    recipe, test = layers.alignment_recipe(aligning), rows["test"]
-    chosen = layers.selection_of("untuned", table, seed)
-    arms = {"untuned": evaluate.apply(sae, chosen, test.x)}
+    recipe, test = arms.alignment_recipe(aligning), rows["test"]
+    chosen = arms.selection_of("untuned", table, seed)
+    applied = {"untuned": evaluate.apply(sae, chosen, test.x)}
     for arm in ("aligned", "shuffled"):
-        parts = [layers.labels_of(arm, rows, seed)[side][:2] for side in ("train", "validation")]
-        arms[arm] = evaluate.apply(align.align(sae, chosen, *parts, recipe, arm)[0], chosen, test.x)
-    measured = evaluate.evaluate(arms, test.x, test.vectors, test.actions, 200, seed)
+        parts = [arms.labels_of(arm, rows, seed)[side][:2] for side in ("train", "validation")]
+        applied[arm] = evaluate.apply(align.align(sae, chosen, *parts, recipe, arm)[0], chosen, test.x)
+    measured = evaluate.evaluate(applied, test.x, test.vectors, test.actions, 200, seed)
     whole = measured[(measured["category"] == "all") & (measured["arm"] == "aligned")].set_index("metric")
     return table, whole
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lib.foundations import CATEGORIES
-from lib.sae import align, evaluate, layers, train
+from lib.sae import align, evaluate, layers, losses, train, tuned
 from lib.sae.model import SparseAutoencoder
 
 WIDTH, LATENTS = 24, 96
@@ -33,9 +33,9 @@ def autoencoder(seed=0):
 
 def selection(per_category=3):
     """Tuned latents 5, 7, 9 ...: three stand for each category, the first of each is strict."""
-    tuned = 5 + 2 * np.arange(10 * per_category)
+    latents = 5 + 2 * np.arange(10 * per_category)
     sets = [np.arange(d * per_category, (d + 1) * per_category) for d in range(10)]
-    return align.Selection(tuned, sets, sets, np.array([s[0] for s in sets]), np.arange(10))
+    return tuned.Selection(latents, sets, sets, np.array([s[0] for s in sets]), np.arange(10))
 
 
 RECIPE = align.Recipe("six-term", epochs=30, learning_rate=1e-2, batch_size=128, seed=0)
@@ -69,7 +69,7 @@ def measured(arms, rows):
     return table[table["category"] == "all"].set_index(["arm", "metric"])
 
 
-@pytest.mark.parametrize("objective", align.OBJECTIVES)
+@pytest.mark.parametrize("objective", losses.OBJECTIVES)
 def test_only_the_tuned_latents_move(rows, objective):
     sae = autoencoder()
     before = copy.deepcopy(sae.state_dict())
@@ -85,7 +85,7 @@ def test_only_the_tuned_latents_move(rows, objective):
     assert torch.equal(aligned.b_dec, sae.b_dec)
     assert not torch.isclose(aligned.W_enc[:, chosen.tuned], sae.W_enc[:, chosen.tuned]).all()
     torch.testing.assert_close(aligned.W_dec.norm(dim=1), torch.ones(LATENTS))
-    assert set(history["term"]) == set(align.term_weights(objective))
+    assert set(history["term"]) == set(losses.term_weights(objective))
 
 
 def test_the_hash_sees_every_frozen_weight_and_no_tuned_one():
@@ -115,13 +115,13 @@ def test_the_frozen_share_counts_weights():
 
 def one_latent_a_category(activations):
     """Terms of the losses for rows whose ten tuned latents have the activations given, [rows, 10]."""
-    chosen = align.Selection(np.arange(10), [np.array([d]) for d in range(10)], [np.array([d]) for d in range(10)],
+    chosen = tuned.Selection(np.arange(10), [np.array([d]) for d in range(10)], [np.array([d]) for d in range(10)],
                              np.arange(10), np.arange(10))  # fmt: skip
     sae = SparseAutoencoder(10, 10)
     with torch.no_grad():
         sae.W_enc.copy_(torch.eye(10))
         sae.W_dec.copy_(torch.eye(10))
-    return align.TunedRows(sae, chosen), chosen, torch.tensor(activations, dtype=torch.float32)
+    return tuned.TunedRows(sae, chosen), chosen, torch.tensor(activations, dtype=torch.float32)
 
 
 def test_the_terms_have_the_values_of_their_formulas():
@@ -129,14 +129,14 @@ def test_the_terms_have_the_values_of_their_formulas():
     activations[0, :2], m[0, 1] = (0.7, 0.9), 0.75  # harm .75; care fires .7, harm .9
     rows, chosen, x = one_latent_a_category(activations)
     data = {"x": x, "rest": torch.zeros_like(x), "m": torch.tensor(m, dtype=torch.float32)}
-    terms = {k: float(v.detach()) for k, v in align.losses(rows, chosen, data, "six-term", torch.Generator()).items()}
+    terms = {k: float(v.detach()) for k, v in losses.losses(rows, chosen, data, "six-term", torch.Generator()).items()}
     assert terms["align"] == pytest.approx((1 / (1 + np.exp(-0.9)) - 0.75) ** 2, rel=1e-5)
     # Vice row: harm leads care by .2 of .5; the other four pairs do not lead at all.
     assert terms["polarity"] == pytest.approx((0.3 + 4 * 0.5) / 5, rel=1e-5)
     assert terms["prototype"] == 0  # a single row of harm makes no pair
     assert terms["reconstruction"] == pytest.approx(0, abs=1e-12)
     assert terms["sparsity"] == pytest.approx(1.6 / 20, rel=1e-5)
-    page = align.losses(rows, chosen, data, "three-term", torch.Generator())
+    page = losses.losses(rows, chosen, data, "three-term", torch.Generator())
     assert set(page) == {"align", "polarity", "prototype"}
 
 
@@ -149,7 +149,7 @@ def test_the_prototype_term_wants_the_more_typical_row_to_fire_more():
     for x in (right, wrong):
         rows, chosen, _ = one_latent_a_category(np.zeros((1, 10)))
         data = {"x": x, "rest": torch.zeros_like(x), "m": m}
-        draws = [align.losses(rows, chosen, data, "six-term", torch.Generator().manual_seed(s)) for s in range(30)]
+        draws = [losses.losses(rows, chosen, data, "six-term", torch.Generator().manual_seed(s)) for s in range(30)]
         values.append(np.mean([float(terms["prototype"].detach()) for terms in draws]))
     assert values[0] < 0.1 < values[1]
 
@@ -160,17 +160,17 @@ def test_the_published_floor_is_one_half_and_the_variant_has_none():
     m = torch.zeros(1, 10)
     m[0, 1] = 0.125
     data = {"x": x, "rest": torch.zeros_like(x), "m": m}
-    published = align.losses(rows, chosen, data, "six-term", torch.Generator())["align"]
+    published = losses.losses(rows, chosen, data, "six-term", torch.Generator())["align"]
     assert float(published.detach()) == pytest.approx(0.375**2)
     data["x"] = torch.zeros(1, 10)
     data["x"][0, 1] = float(np.log((1 + 0.125) / (1 - 0.125)))  # 2 sigmoid(a) - 1 = .125
-    reached = align.losses(rows, chosen, data, "six-term-without-floor", torch.Generator())["align"]
+    reached = losses.losses(rows, chosen, data, "six-term-without-floor", torch.Generator())["align"]
     assert float(reached.detach()) == pytest.approx(0, abs=1e-10)
 
 
 def test_an_unknown_objective_is_refused():
     with pytest.raises(train.TrainingError, match="unknown objective 'four-term'"):
-        align.term_weights("four-term")
+        losses.term_weights("four-term")
 
 
 def test_typical_rows_and_the_rarer_pole_are_drawn_more_often():
@@ -178,7 +178,7 @@ def test_typical_rows_and_the_rarer_pole_are_drawn_more_often():
     vectors[1:, 1] = [1.0, 0.5, 0.25, 0.75, 0.75, 0.75]
     vectors[3] = 0
     vectors[3, 0] = 0.375  # the one strong virtue among five strong vices
-    np.testing.assert_allclose(align.row_weights(vectors), [0.3, 2, 1.5, 4.5, 2, 2, 2])
+    np.testing.assert_allclose(losses.row_weights(vectors), [0.3, 2, 1.5, 4.5, 2, 2, 2])
 
 
 def test_alignment_beats_shuffled_labels_and_the_untuned_on_rows_it_never_saw(measured):
@@ -195,19 +195,19 @@ def test_the_best_epoch_is_kept_not_the_last(rows, monkeypatch):
     parts = [(part.x, part.vectors) for part in (rows["train"], rows["validation"])]
     recipe = align.Recipe("three-term", epochs=12, learning_rate=0.5, patience=12)
     aligned, history = align.align(sae, chosen, *parts, recipe, "test")
-    weights = align.term_weights("three-term")
+    weights = losses.term_weights("three-term")
     held_out = history[history["split"] == "validation"].pivot(index="epoch", columns="term", values="value")
-    losses = sum(weights[name] * held_out[name] for name in weights)
-    assert losses.idxmin() < losses.index[-1], "the data of this test must make the last epoch a worse one"
+    by_epoch = sum(weights[name] * held_out[name] for name in weights)
+    assert by_epoch.idxmin() < by_epoch.index[-1], "the data of this test must make the last epoch a worse one"
     data = align._prepare(aligned, chosen, *parts[1])
     fixed = torch.Generator().manual_seed(recipe.seed)
-    terms = align.losses(align.TunedRows(aligned, chosen), chosen, data, "three-term", fixed)
-    assert sum(weights[k] * float(v.detach()) for k, v in terms.items()) == pytest.approx(losses.min(), rel=1e-4)
+    terms = losses.losses(tuned.TunedRows(aligned, chosen), chosen, data, "three-term", fixed)
+    assert sum(weights[k] * float(v.detach()) for k, v in terms.items()) == pytest.approx(by_epoch.min(), rel=1e-4)
 
 
 def test_nothing_selected_is_an_outcome_not_an_error(rows):
     empty = np.array([], dtype=int)
-    chosen = align.Selection(empty, [empty] * 10, [empty] * 10, empty, empty)
+    chosen = tuned.Selection(empty, [empty] * 10, [empty] * 10, empty, empty)
     sae, test = autoencoder(), rows["test"]
     parts = [(part.x, part.vectors) for part in (rows["train"], rows["validation"])]
     aligned, history = align.align(sae, chosen, *parts, RECIPE, "test")
@@ -248,7 +248,7 @@ def test_selection_holds_the_positions_of_the_tuned_latents():
     table = pd.DataFrame(r, columns=[f"r_{category}" for category in CATEGORIES])
     table["tuned"] = [False, True, False, True, True, True]
     table["strict"] = [False, False, False, True, False, True]
-    chosen = align.select(table)
+    chosen = tuned.select(table)
     assert chosen.tuned.tolist() == [1, 3, 4, 5]
     assert chosen.tuned[chosen.top[0]].tolist() == [4, 1]
     assert chosen.tuned[chosen.top[1]].tolist() == [3]
@@ -261,8 +261,8 @@ def test_the_share_of_targets_below_the_floor():
     vectors = np.zeros((3, 10))
     vectors[:, 1] = [0.125, 0.5, 1.0]
     vectors[0, 0] = 0.375
-    assert align.share_below_floor(vectors) == 0.5
-    assert align.share_below_floor(np.zeros((3, 10))) == 0
+    assert losses.share_below_floor(vectors) == 0.5
+    assert losses.share_below_floor(np.zeros((3, 10))) == 0
 
 
 def test_pairs_are_drawn_within_a_dimension_and_dimensions_count_equally():
@@ -270,12 +270,12 @@ def test_pairs_are_drawn_within_a_dimension_and_dimensions_count_equally():
     m = torch.zeros(200, 10)
     m[:150, 2], m[150:152, 5], m[160, 7] = 0.5, 0.25, 1.0  # 150 rows, 2 rows, and one that makes no pair
     a = torch.full((200, 10), 3.0)
-    value = align._prototype_term(a, m, torch.Generator().manual_seed(0))
-    assert float(value) == pytest.approx(align.PAIR_MARGIN)
+    value = losses._prototype_term(a, m, torch.Generator().manual_seed(0))
+    assert float(value) == pytest.approx(losses.PAIR_MARGIN)
     # Only rows of the dimension are paired: what others do there changes nothing.
     a[152:, 5] = torch.randn(48)
     a[:150, 5] = -7
-    assert float(align._prototype_term(a, m, torch.Generator().manual_seed(0))) == pytest.approx(align.PAIR_MARGIN)
+    assert float(losses._prototype_term(a, m, torch.Generator().manual_seed(0))) == pytest.approx(losses.PAIR_MARGIN)
 
 
 @pytest.mark.parametrize("kind", [{"k": 12}, {"jump": True}])
@@ -288,11 +288,11 @@ def test_the_modern_kinds_are_tuned_as_they_are_applied(rows, kind):
     aligned, history = align.align(sae, chosen, *parts, align.Recipe(epochs=3, learning_rate=1e-2), "test")
     assert align.frozen_hash(aligned, chosen.tuned) == align.frozen_hash(sae, chosen.tuned)
     assert len(history)
-    tuned = align.TunedRows(aligned, chosen)
-    z, rest = tuned(align._prepare(aligned, chosen, test.x, test.vectors))
+    part = tuned.TunedRows(aligned, chosen)
+    z, rest = part(align._prepare(aligned, chosen, test.x, test.vectors))
     x_hat, latents = aligned(torch.from_numpy(test.x))
     torch.testing.assert_close(z, latents[:, chosen.tuned])
-    torch.testing.assert_close(rest + z @ tuned.decoder, x_hat, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(rest + z @ part.decoder, x_hat, atol=1e-4, rtol=1e-4)
     if sae.k is not None:
         assert ((latents > 0).sum(dim=1) <= sae.k).all()
 

@@ -9,7 +9,7 @@ import torch
 
 from lib import runs
 from lib.parameters import ParameterError
-from lib.sae import export, jobs, layers, train
+from lib.sae import arms, export, jobs, layers, train
 from lib.sae.model import SparseAutoencoder
 
 LAYERS = [0, 1, 2]
@@ -92,12 +92,12 @@ def test_a_job_aligns_all_arms_of_its_layer(tmp_path, monkeypatch):
     for notebook, directory in (("05_sparse_autoencoders", trained), ("06_feature_alignment", stage)):
         monkeypatch.setattr(jobs.runs, "open_stage", lambda *arguments, directory=directory: directory)
         jobs.run(notebook, parameters(), 1)
-    folders = layers.align_layer(stage, reader, 1, parameters())
-    assert set(folders) == set(layers.ARMS)
-    found = layers.measure(folders, reader, 1, 10, 0)
-    assert list(found["alignment"]["arm"].unique()) == list(layers.ARMS)
+    folders = arms.align_layer(stage, reader, 1, parameters())
+    assert set(folders) == set(arms.ARMS)
+    found = arms.measure(folders, reader, 1, 10, 0)
+    assert list(found["alignment"]["arm"].unique()) == list(arms.ARMS)
     assert set(found["alignment"]["layer"]) == {1}
-    for other in set(layers.ARMS) - {"aligned"}:
+    for other in set(arms.ARMS) - {"aligned"}:
         assert f"spearman minus {other}" in set(found["alignment"]["metric"])
 
 
@@ -112,10 +112,10 @@ def test_only_the_test_rows_are_measured(tmp_path):
     layers.train_layers(trained, reader, [0], parameters())
     layers.identify_layer(trained, reader, 0, parameters())
     stage = stage_in(tmp_path / "alignment", autoencoders=trained.directory)
-    folders = layers.align_layer(stage, reader, 0, parameters())
+    folders = arms.align_layer(stage, reader, 0, parameters())
     pd.testing.assert_frame_equal(
-        layers.measure(folders, reader, 0, 10, 0)["alignment"],
-        layers.measure(folders, lambda layer: {"test": reader(layer)["test"]}, 0, 10, 0)["alignment"],
+        arms.measure(folders, reader, 0, 10, 0)["alignment"],
+        arms.measure(folders, lambda layer: {"test": reader(layer)["test"]}, 0, 10, 0)["alignment"],
     )
 
 
@@ -132,7 +132,7 @@ def test_no_feature_passing_is_an_outcome_of_every_later_step(tmp_path):
     table.to_parquet(folder / "features.parquet")
     assert layers.features.replication(table)["latents"].eq(0).all()
     stage = stage_in(tmp_path / "alignment", autoencoders=tmp_path / "sae")
-    folders = layers.align_layer(stage, reader, 0, parameters())
-    found = layers.measure(folders, reader, 0, 10, 0)["alignment"].set_index(["arm", "metric", "category"])["value"]
+    folders = arms.align_layer(stage, reader, 0, parameters())
+    found = arms.measure(folders, reader, 0, 10, 0)["alignment"].set_index(["arm", "metric", "category"])["value"]
     assert np.isnan(found["aligned", "spearman", "all"])
     assert found["aligned", "fvu", "all"] == found["untuned", "fvu", "all"]

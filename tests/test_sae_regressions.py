@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from lib.foundations import CATEGORIES
-from lib.sae import align, evaluate, export, features, layers, train
+from lib.sae import align, arms, evaluate, export, features, layers, train, tuned
 from lib.sae.model import SparseAutoencoder
 
 
@@ -71,7 +71,7 @@ def test_an_aligned_arm_keeps_the_names_of_model_and_hook(tmp_path):
     about = {"model_name": "m", "hook_name": "model.layers.2", "pooling": "mean"}
     source, folder = stored(tmp_path, sae, rows), tmp_path / "aligned"
     folder.mkdir()
-    layers.align_arm(folder, "aligned", source, lambda: sides(rows), align.Recipe(epochs=2), "test", about)
+    arms.align_arm(folder, "aligned", source, lambda: sides(rows), align.Recipe(epochs=2), "test", about)
     assert about.items() <= export.metadata(folder).items()
 
 
@@ -99,20 +99,20 @@ def test_an_arm_that_touches_a_frozen_weight_is_never_kept(tmp_path, monkeypatch
 
     monkeypatch.setattr(align, "align", leaking)
     with pytest.raises(AssertionError, match="a frozen weight has changed"):
-        layers.align_arm(tmp_path, "aligned", source, lambda: sides(rows), align.Recipe(epochs=1), "test", {})
+        arms.align_arm(tmp_path, "aligned", source, lambda: sides(rows), align.Recipe(epochs=1), "test", {})
 
 
-@pytest.mark.parametrize("arm", layers.FOLDERS)
+@pytest.mark.parametrize("arm", arms.FOLDERS)
 def test_every_arm_keeps_its_frozen_weights_to_the_bit(tmp_path, arm):
     sae, rows = latents_of_the_axes(), repeated(4.0, 0)
     source, folder = stored(tmp_path, sae, rows), tmp_path / "arm"
     folder.mkdir()
-    layers.align_arm(folder, arm, source, lambda: sides(rows), align.Recipe(epochs=2, learning_rate=1e-2), arm, {})
-    tuned = np.array(export.metadata(folder)["tuned_latents"])
-    before = layers.untrained_like(sae, rows.x, 0) if arm == "random-weights" else sae
+    arms.align_arm(folder, arm, source, lambda: sides(rows), align.Recipe(epochs=2, learning_rate=1e-2), arm, {})
+    moved = np.array(export.metadata(folder)["tuned_latents"])
+    before = arms.untrained_like(sae, rows.x, 0) if arm == "random-weights" else sae
     after = export.load(folder)
-    assert 0 < len(tuned) < sae.latents
-    assert align.frozen_hash(after, tuned) == align.frozen_hash(before, tuned)
+    assert 0 < len(moved) < sae.latents
+    assert align.frozen_hash(after, moved) == align.frozen_hash(before, moved)
     assert align.frozen_hash(after, np.array([], dtype=int)) != align.frozen_hash(before, np.array([], dtype=int))
 
 
@@ -121,18 +121,18 @@ def test_an_autoencoder_of_another_width_is_refused(tmp_path):
     source = stored(tmp_path, latents_of_the_axes(), rows)
     wider = rows._replace(x=np.hstack([rows.x, rows.x]))
     with pytest.raises(export.FormatError, match=r"width 16.*is 32: it belongs to another model"):
-        layers.align_arm(tmp_path, "aligned", source, lambda: sides(wider), align.Recipe(epochs=1), "test", {})
+        arms.align_arm(tmp_path, "aligned", source, lambda: sides(wider), align.Recipe(epochs=1), "test", {})
 
 
 def test_random_latents_are_others_that_fire_as_often():
     generator = np.random.default_rng(0)
     activity = np.sort(generator.random(400))
-    tuned = np.arange(300, 400, 5)
-    chosen = align.Selection(tuned, [], [], np.array([], dtype=int), np.array([], dtype=int))
-    random = align.randomly(chosen, activity, 0).tuned
-    assert len(set(random)) == len(tuned)
-    assert not set(random) & set(tuned)
-    np.testing.assert_allclose(activity[random], activity[tuned], atol=0.05)
+    latents = np.arange(300, 400, 5)
+    chosen = tuned.Selection(latents, [], [], np.array([], dtype=int), np.array([], dtype=int))
+    random = tuned.randomly(chosen, activity, 0).tuned
+    assert len(set(random)) == len(latents)
+    assert not set(random) & set(latents)
+    np.testing.assert_allclose(activity[random], activity[latents], atol=0.05)
 
 
 def test_unexplained_variance_survives_a_large_common_offset():
@@ -143,7 +143,7 @@ def test_unexplained_variance_survives_a_large_common_offset():
         sae.b_enc.fill_(-1e9)
         sae.b_dec.copy_(torch.from_numpy(x.mean(axis=0, dtype=np.float64)))
     empty = np.array([], dtype=int)
-    chosen = align.Selection(empty, [empty] * 10, [empty] * 10, empty, empty)
+    chosen = tuned.Selection(empty, [empty] * 10, [empty] * 10, empty, empty)
     applied = {"untuned": evaluate.apply(sae, chosen, x)}
     table = evaluate.evaluate(applied, x, generator.random((400, 10)), np.arange(400), 10, 0)
     assert table.set_index("metric").loc["fvu", "value"] == pytest.approx(1, abs=1e-3)
@@ -151,7 +151,7 @@ def test_unexplained_variance_survives_a_large_common_offset():
 
 def test_few_alignment_steps_are_enough_for_the_schedule():
     rows, sae = repeated(4.0, 0, actions=60), latents_of_the_axes()
-    chosen = align.select(feature_table(sae, rows))
+    chosen = tuned.select(feature_table(sae, rows))
     part = (rows.x, rows.vectors)
     recipe = align.Recipe(epochs=3, batch_size=100)  # 3 steps an epoch: a warm-up of length zero
     assert len(align.align(sae, chosen, part, part, recipe, "test")[1])
@@ -225,8 +225,8 @@ def test_the_categories_are_the_columns_of_the_table():
 
 def test_another_pooling_or_split_than_the_autoencoders_is_refused():
     about = {"pooling": "mean", "split": "grouped"}
-    layers.require_same(about, pooling="mean", split="grouped")
+    arms.require_same(about, pooling="mean", split="grouped")
     with pytest.raises(export.FormatError, match="pooling 'mean', but 'last'"):
-        layers.require_same(about, pooling="last", split="grouped")
+        arms.require_same(about, pooling="last", split="grouped")
     with pytest.raises(export.FormatError, match="split 'grouped', but 'published'"):
-        layers.require_same(about, pooling="mean", split="published")
+        arms.require_same(about, pooling="mean", split="published")

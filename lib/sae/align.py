@@ -1,12 +1,6 @@
 """Targeted alignment: tune the moral latents toward the human vectors, and leave everything else untouched.
 
-Released recipe: encoder columns, encoder biases and decoder rows of the tuned set are trained, all else is frozen. The
-tuned rows are parameters of their own here, because masking gradients freezes nothing under weight decay or
-whole-matrix normalisation. The project page names three losses; the released code adds reconstruction, sparsity and a
-penalty on strict latents that fire for another category.
-
-``sigmoid(a)`` with activations a >= 0 is at least .5, so the published alignment loss cannot reach targets below .5. The
-objectives that end in ``-without-floor`` use ``2 sigmoid(a) - 1``, which can.
+Released recipe: encoder columns, encoder biases and decoder rows of the tuned set are trained, all else is frozen.
 """
 
 import copy
@@ -16,25 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from lib.sae.features import CONTRAST, TOP, top_latents
+from lib.sae.losses import losses, row_weights, term_weights
 from lib.sae.model import ROWS_AT_ONCE, SparseAutoencoder
 from lib.sae.train import TrainingError
-
-WEIGHTS = {"reconstruction": 1.0, "sparsity": 1e-4, "align": 0.5, "polarity": 0.3, "prototype": 0.2, "mono": 0.1}
-"""Weights of the six terms, released recipe."""
-
-NAMED_ON_THE_PAGE = ("align", "polarity", "prototype")
-OBJECTIVES = ("six-term", "three-term", "six-term-without-floor", "three-term-without-floor")
-FLOOR = 0.5
-"""What a sigmoid of an activation, which is never negative, cannot go below."""
-
-MARGIN = 0.5
-STRONG = 0.3
-PAIRS = 100
-PAIR_MARGIN = 0.1
+from lib.sae.tuned import Selection, TunedRows
 
 
 @dataclass(frozen=True)
@@ -48,88 +30,6 @@ class Recipe:
     batch_size: int = 512
     patience: int = 10
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which latents are tuned, and what each stands for, as positions within ``tuned``."""
-
-    tuned: np.ndarray
-    top: list[np.ndarray]
-    contrast: list[np.ndarray]
-    strict: np.ndarray
-    strict_dimension: np.ndarray
-
-
-def select(features: pd.DataFrame) -> Selection:
-    """Turn the table of ``lib.sae.features.identify`` into the sets that the losses need."""
-    r = features[[column for column in features if column.startswith("r_")]].to_numpy()
-    tuned = np.flatnonzero(features["tuned"])
-    place = {latent: index for index, latent in enumerate(tuned)}
-    tops = [np.array([place[i] for i in top_latents(r, d, TOP)], dtype=int) for d in range(r.shape[1])]
-    contrasts = [np.array([place[i] for i in top_latents(r, d, CONTRAST)], dtype=int) for d in range(r.shape[1])]
-    strict = np.flatnonzero(features["strict"])
-    return Selection(
-        tuned, tops, contrasts, np.array([place[i] for i in strict], dtype=int), np.abs(r[strict]).argmax(axis=1)
-    )
-
-
-def randomly(selection: Selection, activity: np.ndarray, seed: int) -> Selection:
-    """Return as many other latents that fire about as often, drawn at random, with the same roles.
-
-    It is the control for the choice of features. Among latents of similar ``activity`` [latents], untuned ones are
-    taken first; where the tuned set is so large that they run out, tuned ones fill the places, in other roles.
-    """
-    generator = np.random.default_rng(seed)
-    free = np.ones(len(activity), dtype=bool)
-    is_tuned = np.isin(np.arange(len(activity)), selection.tuned)
-    chosen = np.empty(len(selection.tuned), dtype=int)
-    noise = generator.random(len(activity)) * 1e-6
-    for place in generator.permutation(len(chosen)):
-        distance = np.abs(activity - activity[selection.tuned[place]]) + noise + 2.0 * is_tuned
-        chosen[place] = np.argmin(np.where(free, distance, np.inf))
-        free[chosen[place]] = False
-    return Selection(chosen, selection.top, selection.contrast, selection.strict, selection.strict_dimension)
-
-
-class TunedRows(nn.Module):
-    """The trainable part of an autoencoder beside the frozen rest."""
-
-    threshold: Tensor
-
-    def __init__(self, sae: SparseAutoencoder, selection: Selection) -> None:
-        super().__init__()
-        index = torch.from_numpy(selection.tuned).to(sae.W_enc.device)
-        self.encoder = nn.Parameter(sae.W_enc.detach()[:, index].clone())
-        self.bias = nn.Parameter(sae.b_enc.detach()[index].clone())
-        self.decoder = nn.Parameter(sae.W_dec.detach()[index].clone())
-        self.register_buffer("threshold", sae.threshold[index].clone() if sae.jump else torch.zeros_like(self.bias))
-        # No buffers: what is constant is not part of the state that is kept at the best epoch.
-        self.frozen = (sae.W_dec.detach(), sae.b_dec.detach())
-        self.top, self.contrast = (
-            averaging(sets, len(index)).to(index.device) for sets in (selection.top, selection.contrast)
-        )
-
-    def forward(self, data: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return activations of the tuned latents [rows, tuned] and what the frozen ones reconstruct [rows, width].
-
-        The latter is ``rest``, computed once. Where every row keeps k latents, the tuned ones compete with ``rivals``
-        [rows, k], the activations of the k largest frozen ones at ``places``, and either side's losers are silent.
-        """
-        z = torch.relu(data["x"] @ self.encoder + self.bias)
-        if "rivals" not in data:
-            return z * (z > self.threshold), data["rest"]
-        rivals, (decoder, bias) = data["rivals"], self.frozen
-        least = torch.cat([z, rivals], dim=1).detach().topk(rivals.shape[1], dim=1).values[:, -1:]
-        others = torch.zeros(len(z), len(decoder), device=z.device).scatter(
-            1, data["places"], rivals * (rivals >= least)
-        )
-        return z * (z >= least), others @ decoder + bias
-
-    @torch.no_grad()
-    def normalise_decoder(self) -> None:
-        """Give every tuned decoder row unit norm."""
-        self.decoder /= self.decoder.norm(dim=1, keepdim=True).clamp_min(1e-8)
 
 
 def align(
@@ -206,68 +106,6 @@ def align(
     return _merged(sae, selection.tuned, rows), pd.DataFrame(history, columns=columns)
 
 
-def term_weights(objective: str) -> dict[str, float]:
-    """Return the weight of every term of one of ``OBJECTIVES``."""
-    if objective not in OBJECTIVES:
-        raise TrainingError(f"unknown objective {objective!r}; known: {', '.join(OBJECTIVES)}")
-    return {name: WEIGHTS[name] for name in NAMED_ON_THE_PAGE} if objective.startswith("three-term") else WEIGHTS
-
-
-def share_below_floor(vectors: np.ndarray) -> float:
-    """Return the share of the targets of vectors [rows, 10] that the published alignment loss cannot reach."""
-    targets = vectors[vectors > 0]
-    return float((targets < FLOOR).mean()) if len(targets) else 0.0
-
-
-def losses(
-    rows: TunedRows, selection: Selection, data: dict[str, Tensor], objective: str, generator: torch.Generator
-) -> dict[str, Tensor]:
-    """Return the terms of an objective on a batch: ``m`` [rows, 10] and what :class:`TunedRows` takes."""
-    z, rest = rows(data)
-    a, m = z @ rows.top, data["m"]
-    strong_virtue = (m[:, 0::2] > STRONG).any(dim=1)
-    strong_vice = (m[:, 1::2] > STRONG).any(dim=1)
-    contrast = z @ rows.contrast
-    lead = contrast[:, 0::2] - contrast[:, 1::2]
-    polarity = _mean(torch.relu(MARGIN - lead)[strong_virtue]) + _mean(torch.relu(MARGIN + lead)[strong_vice])
-    reach = 2 * torch.sigmoid(a) - 1 if objective.endswith("-without-floor") else torch.sigmoid(a)
-    terms = {
-        "align": _mean((reach - m)[m > 0] ** 2),
-        "polarity": polarity,
-        "prototype": _prototype_term(a, m, generator),
-    }
-    if objective.startswith("three-term"):
-        return terms
-    own = m.argmax(dim=1)
-    elsewhere = torch.from_numpy(selection.strict_dimension).to(own.device)[None, :] != own[:, None]
-    strict = z[:, torch.from_numpy(selection.strict)]
-    return terms | {
-        "reconstruction": ((data["x"] - rest - z @ rows.decoder) ** 2).mean(),
-        "sparsity": z.abs().mean(),
-        "mono": _mean((strict**2)[elsewhere]),
-    }
-
-
-def averaging(sets: list[np.ndarray], latents: int) -> Tensor:
-    """Return the matrix [latents, sets] that turns activations into the mean of every set; 0 for an empty set."""
-    matrix = torch.zeros(latents, len(sets))
-    for place, members in enumerate(sets):
-        matrix[members, place] = 1 / max(1, len(members))
-    return matrix
-
-
-def row_weights(vectors: np.ndarray) -> Tensor:
-    """Return how often a row is drawn: 2 above .5, 1.5 in (.25, .5], .3 neutral, the rarer strong pole up to 3 times."""
-    typicality = vectors.max(axis=1)
-    weights = np.select([typicality > 0.5, typicality > 0.25, typicality == 0], [2.0, 1.5, 0.3], 1.0)
-    virtue, vice = vectors[:, 0::2].max(axis=1) > STRONG, vectors[:, 1::2].max(axis=1) > STRONG
-    if virtue.any() and vice.any():
-        ratio = vice.sum() / virtue.sum()
-        rarer = virtue if ratio > 1 else vice
-        weights = np.where(rarer, weights * min(3.0, max(ratio, 1 / ratio)), weights)
-    return torch.from_numpy(weights)
-
-
 def frozen_hash(sae: SparseAutoencoder, tuned: np.ndarray) -> str:
     """Return a sha256 of all weights outside the tuned set."""
     kept = np.setdiff1d(np.arange(sae.latents), tuned)
@@ -308,25 +146,6 @@ def _frozen_before(sae: SparseAutoencoder, x: Tensor, tuned: Tensor) -> Tensor:
 
 def _take(data: dict[str, Tensor], batch: Tensor) -> dict[str, Tensor]:
     return {name: value[batch] for name, value in data.items()}
-
-
-def _mean(values: Tensor) -> Tensor:
-    return values.mean() if values.numel() else values.sum()
-
-
-def _prototype_term(a: Tensor, m: Tensor, generator: torch.Generator) -> Tensor:
-    """Hinge over random pairs of rows of a dimension: the mean of a dimension's pairs, and of dimensions."""
-    dimension, row = torch.nonzero(m.T > 0, as_tuple=True)
-    counts = torch.bincount(dimension, minlength=m.shape[1])
-    drawn = torch.where(counts > 1, counts.clamp_max(PAIRS), 0)
-    d = torch.repeat_interleave(drawn)
-    if len(d) == 0:
-        return a.sum() * 0
-    first = torch.cumsum(counts, dim=0) - counts
-    chance = torch.rand(2, len(d), generator=generator).to(a.device)
-    i, j = row[first[d] + (chance * counts[d]).long()]
-    order = (m[i, d] - m[j, d]) * (a[i, d] - a[j, d])
-    return (torch.relu(PAIR_MARGIN - order) / drawn[d]).sum() / (drawn > 0).sum()
 
 
 @torch.no_grad()

@@ -8,8 +8,8 @@ import torch
 from scipy.stats import rankdata
 
 from lib.foundations import CATEGORIES, OPPOSITES
-from lib.sae.align import Selection, averaging
 from lib.sae.model import ROWS_AT_ONCE, SparseAutoencoder, fraction_of_variance_unexplained
+from lib.sae.tuned import Selection, averaging
 from lib.statistics import cluster_weights, interval, standard, weighted_correlation
 
 COLUMNS = ["arm", "metric", "category", "value", "ci_low", "ci_high", "n"]

@@ -12,9 +12,9 @@ from typing import Any
 from lib import runs
 from lib.parameters import STAGES, ParameterError
 from lib.profiles import load_profile
-from lib.sae import layers
+from lib.sae import arms, layers
 
-NOTEBOOKS = {"05_sparse_autoencoders": layers.training_inputs, "06_feature_alignment": layers.alignment_inputs}
+NOTEBOOKS = {"05_sparse_autoencoders": layers.training_inputs, "06_feature_alignment": arms.alignment_inputs}
 
 
 def run(notebook: str, parameters: Any, layer: int) -> None:
@@ -38,7 +38,7 @@ def run(notebook: str, parameters: Any, layer: int) -> None:
         layers.train_layers(stage, rows, [layer], parameters)
         layers.identify_layer(stage, rows, layer, parameters)
     else:
-        layers.align_layer(stage, rows, layer, parameters)
+        arms.align_layer(stage, rows, layer, parameters)
 
 
 def main(arguments: list[str]) -> None:
