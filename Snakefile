@@ -160,7 +160,6 @@ for NOTEBOOK in parts.split(PROFILE):
             notebook=NOTEBOOK,
             executed=named(NOTEBOOK, "notebooks/parts", "{part}.ipynb"),
             parameters=parameters(NOTEBOOK),
-            layer=lambda wildcards: PROFILE.layers[min(int(wildcards.part), len(PROFILE.layers)) - 1],
         threads: PROFILE.threads
         resources:
             gpu=reserved(NOTEBOOK, "gpu", part=True),
@@ -168,7 +167,4 @@ for NOTEBOOK in parts.split(PROFILE):
             runtime=reserved(NOTEBOOK, "runtime", part=True),
             attempt=lambda wildcards, attempt: attempt,
         shell:
-            (
-                "{PYTHON} -m lib.accelerators run {resources.gpu} {PYTHON} -m lib.sae.jobs {params.notebook} "
-                "{PROFILE_FILE:q} {params.layer} > {log:q} 2>&1 && touch {output:q}"
-            ) if NOTEBOOK in parts.LAYERED else EXECUTE.replace("{output.notebook:q}", "{params.executed:q}") + " --part {output:q}"
+            EXECUTE.replace("{output.notebook:q}", "{params.executed:q}") + " --part {output:q}"

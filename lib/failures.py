@@ -21,14 +21,18 @@ MEMORY_ERRORS = ("MemoryError", "OutOfMemoryError", "DeadKernelError")
 """Errors that more memory may cure. A kernel that dies without a word was, as a rule, killed for memory."""
 
 
-def record(notebook: Path, status: int, dead_kernel: bool) -> dict[str, Any]:
-    """Write down why the job with the executed ``notebook`` failed, read from the notebook itself."""
+def record(notebook: Path, status: int, said: str) -> dict[str, Any]:
+    """Write down why the job with the executed ``notebook`` failed: from the notebook, else from what the job ``said``."""
+    dead_kernel = "DeadKernelError" in said
     name, message = "DeadKernelError" if dead_kernel else "", f"exit status {status}"
     if notebook.exists() and not dead_kernel:
         for cell in nbformat.read(notebook, as_version=4).cells:
             for output in cell.get("outputs", []):
                 if output.output_type == "error":
                     name, message = output.ename, output.evalue
+    elif said.strip() and not dead_kernel:
+        error, _, message = said.strip().splitlines()[-1].partition(": ")
+        name = error.rpartition(".")[2]
     found = {
         "notebook": notebook.name,
         "error": name or "unknown",

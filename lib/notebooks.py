@@ -44,26 +44,30 @@ def execute(
     and other descendants are ended with the command, however it ends.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, _interrupt)
-    said: list[str] = []
     command = [sys.executable, "-m", "papermill", str(notebook), str(output), "--parameters_yaml"]
     command += [json.dumps(parameters), "--no-progress-bar", "--log-level", "WARNING"]
+    status, said = _run(command, environment or {})
+    print(f"{notebook.stem}: {'failed, see' if status else 'done, see'} {runs.short(output)}", flush=True)
+    return status, said
+
+
+def _run(command: list[str], environment: Mapping[str, str]) -> tuple[int, str]:
+    signal.signal(signal.SIGTERM, _interrupt)
+    said: list[str] = []
     process = subprocess.Popen(
         command,
         stderr=subprocess.PIPE,
         text=True,
         encoding="utf-8",
         errors="replace",
-        env=os.environ | dict(environment or {}),
+        env=os.environ | dict(environment),
     )
     try:
         for line in process.stderr or ():
             if not line.startswith(NOISE):
                 sys.stderr.write(line)
                 said.append(line)
-        status = process.wait()
-        print(f"{notebook.stem}: {'failed, see' if status else 'done, see'} {runs.short(output)}", flush=True)
-        return status, "".join(said)
+        return process.wait(), "".join(said)
     finally:
         descendants = psutil.Process().children(recursive=True)
         for descendant in descendants:
@@ -98,13 +102,17 @@ def run_job(
     with accelerators.reserved(cards) as visible, tempfile.TemporaryDirectory() as folder:
         if visible is not None:
             environment[accelerators.VISIBLE] = visible
-        if part:
-            parts.cut(notebook, Path(folder) / notebook.name)
-            notebook = Path(folder) / notebook.name
-        status, said = execute(notebook, output, parameters, environment)
+        if part and notebook.stem in parts.LAYERED:
+            command = [sys.executable, "-m", "lib.sae.jobs", notebook.stem, json.dumps(parameters)]
+            status, said = _run(command, environment)
+        else:
+            if part:
+                parts.cut(notebook, Path(folder) / notebook.name)
+                notebook = Path(folder) / notebook.name
+            status, said = execute(notebook, output, parameters, environment)
     _write_log(log, f"cards: {visible or 'none'}\n{said}exit status {status}\n", new=False)
     if status:
-        failures.record(output, status, dead_kernel="DeadKernelError" in said)
+        failures.record(output, status, said)
     elif part:
         runs.write_text_atomically(part, "")
     return status

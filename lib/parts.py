@@ -1,9 +1,9 @@
 """Parts of a stage: several jobs that share the work of one notebook, and the notebook itself as the join.
 
 A part is the notebook, cut behind the cell that does the work, with its share of the rows or arms; for autoencoders it
-is one layer (:mod:`lib.sae.jobs`). What a part makes lies where the whole notebook looks for it. The whole notebook then
-finds everything there and goes on from it. So joining computes nothing twice, can be repeated, and whatever a part
-failed to make is made then.
+is a share of the layers (:mod:`lib.sae.jobs`). What a part makes lies where the whole notebook looks for it. The whole
+notebook then finds everything there and goes on from it. So joining computes nothing twice, can be repeated, and
+whatever a part failed to make is made then.
 """
 
 from pathlib import Path

@@ -7,12 +7,16 @@ RESULTS = (".parquet", ".csv", ".jsonl", ".safetensors")
 
 
 def digests(run: Path) -> dict[str, str]:
-    """Sha256 of every table, list of answers and weights of a run, by path; figures, notebooks and logs left out."""
+    """Sha256 of every table, list of answers, weights and chunk of activations of a run, by path.
+
+    Figures, notebooks and logs are left out.
+    """
     found = {}
     for path in sorted(run.rglob("*")):
         name = path.relative_to(run).as_posix()
         aside = name.startswith(("figures/", "notebooks/", "logs/", "benchmarks/")) or "/." in f"/{name}"
-        if path.is_file() and path.suffix in RESULTS and not aside and "/logs/" not in name:
+        result = path.suffix in RESULTS or ".zarr/" in name
+        if path.is_file() and result and not aside and "/logs/" not in name:
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 

@@ -1,13 +1,18 @@
-"""Parts of a stage: shares that add up, four writers of one store at once, and the notebook as the join."""
+"""Parts of a stage: shares that add up, four writers of one store at once, the notebook as the join, and a whole run."""
 
 import multiprocessing
 import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import runs_compared
+import yaml
 
 from lib import parts, runs, shares, store
 from lib.profiles import load_profile
@@ -100,3 +105,35 @@ def test_a_part_is_the_notebook_up_to_its_work(tmp_path, notebook):
     assert cells == nbformat.read(source, as_version=4).cells[: len(cells)]
     assert parts.WORK[notebook] in cells[-1].source
     assert "stage.finish()" not in "".join(cell.source for cell in cells)
+
+
+@pytest.mark.pipeline
+def test_a_run_in_parts_has_the_results_of_a_run_at_once(tmp_path):
+    """Rows, layers and arms as jobs of their own, up to the answers; every table, weight and chunk is the same."""
+    tiny = yaml.safe_load((runs.PROJECT / "tests" / "faults" / "tiny.yaml").read_text())
+    tiny |= {"layers": [1, 2], "arms": ["baseline", "aligned", "random-direction"]}
+    folders = []
+    for name, number in (("test-at-once", 1), ("test-in-parts", 2)):
+        folders.append(runs.PROJECT / "runs" / name)
+        shutil.rmtree(folders[-1], ignore_errors=True)
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(tiny | {"run": name, "parts": number}))
+        command = [
+            sys.executable,
+            "-m",
+            "snakemake",
+            f"runs/{name}/responses/moral-small/manifest.json",
+            "--cores",
+            "2",
+        ]
+        result = subprocess.run(
+            [*command, "--nolock", "--config", f"profile={tmp_path}/{name}.yaml"],
+            cwd=runs.PROJECT, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        jobs = result.stderr.count("_part:")
+        assert (jobs > 0) == (number > 1), result.stderr
+    at_once, in_parts = folders
+    assert runs_compared.digests(at_once)
+    assert runs_compared.differences(at_once, in_parts) == []
+    for folder in folders:
+        shutil.rmtree(folder)

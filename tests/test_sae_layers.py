@@ -4,11 +4,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
-import pytest
 import torch
 
-from lib import runs
-from lib.parameters import ParameterError
+from lib import runs, shares
 from lib.sae import arms, export, jobs, layers, train
 from lib.sae.model import SparseAutoencoder
 
@@ -73,8 +71,9 @@ def test_jobs_of_single_layers_are_joined_and_nothing_is_computed_twice(tmp_path
     stage = stage_in(tmp_path / "sae")
     monkeypatch.setattr(jobs.runs, "open_stage", lambda *arguments: stage)
     monkeypatch.setattr(layers, "reader", lambda *arguments: reader)
-    for layer in (2, 0, 2, 1):
-        jobs.run("05_sparse_autoencoders", parameters(), layer)
+    for part in (3, 1, 3, 2):
+        monkeypatch.setenv(shares.VARIABLE, f"{part}-of-3")
+        jobs.run("05_sparse_autoencoders", parameters())
     before = contents(stage.directory)
     monkeypatch.setattr(train, "train", None)  # the notebook, which joins, must find everything there
     monkeypatch.setattr(layers.features, "identify", None)
@@ -91,7 +90,8 @@ def test_a_job_aligns_all_arms_of_its_layer(tmp_path, monkeypatch):
     monkeypatch.setattr(layers, "reader", lambda *arguments: reader)
     for notebook, directory in (("05_sparse_autoencoders", trained), ("06_feature_alignment", stage)):
         monkeypatch.setattr(jobs.runs, "open_stage", lambda *arguments, directory=directory: directory)
-        jobs.run(notebook, parameters(), 1)
+        monkeypatch.setenv(shares.VARIABLE, "2-of-3")
+        jobs.run(notebook, parameters())
     folders = arms.align_layer(stage, reader, 1, parameters())
     assert set(folders) == set(arms.ARMS)
     found = arms.measure(folders, reader, 1, 10, 0)
@@ -99,11 +99,6 @@ def test_a_job_aligns_all_arms_of_its_layer(tmp_path, monkeypatch):
     assert set(found["alignment"]["layer"]) == {1}
     for other in set(arms.ARMS) - {"aligned"}:
         assert f"spearman minus {other}" in set(found["alignment"]["metric"])
-
-
-def test_a_layer_that_the_run_does_not_have_is_refused():
-    with pytest.raises(ParameterError, match=r"layer 7 is not among the run's layers \[0, 1, 2\]"):
-        jobs.run("05_sparse_autoencoders", parameters(), 7)
 
 
 def test_only_the_test_rows_are_measured(tmp_path):

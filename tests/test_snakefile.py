@@ -96,7 +96,7 @@ def failed(error, message, directory):
     cell = {"cell_type": "code", "execution_count": 1, "metadata": {}, "source": "", "outputs": []}
     cell["outputs"] = [{"output_type": "error", "ename": error, "evalue": message, "traceback": []}]
     notebook.write_text(json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 4}))
-    return failures.record(notebook, 1, dead_kernel=False)
+    return failures.record(notebook, 1, "")
 
 
 def test_the_missing_model_is_named_with_the_reason(broken_run, monkeypatch, capsys):
@@ -117,7 +117,10 @@ def test_only_a_want_of_memory_is_tried_again(broken_run):
     assert not failed("ModelError", "no tokenizer", broken_run.parent)["memory"]
     assert failed("OutOfMemoryError", "CUDA out of memory", broken_run.parent)["memory"]
     notebook = broken_run.parent / "notebooks" / "x.ipynb"
-    assert failures.record(notebook, 1, dead_kernel=True)["memory"]
+    assert failures.record(notebook, 1, "nbclient.exceptions.DeadKernelError: Kernel died")["memory"]
     assert failures.recorded(notebook)["error"] == "DeadKernelError"
+    failures.forget(notebook)
+    part = failures.record(notebook, 1, "Traceback\ntorch.OutOfMemoryError: CUDA out of memory. Tried")
+    assert (part["error"], part["message"], part["memory"]) == ("OutOfMemoryError", "CUDA out of memory. Tried", True)
     failures.forget(notebook)
     assert failures.recorded(notebook) is None
