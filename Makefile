@@ -28,7 +28,7 @@ setup: $(READY) ## create .venv from the lock file
 # here; a cluster counts its own. A failed model is left out of the comparison, and the last line says which and why.
 SNAKEMAKE = $(BIN)/python -m snakemake --quiet host rules --keep-going --keep-incomplete --rerun-incomplete \
   --rerun-triggers mtime params input
-HERE = --cores $(CORES) --retries 2 --resources gpu=$$($(BIN)/python -m lib.accelerators count) \
+HERE = --cores $(CORES) --retries 2 --resources gpu=$$($(BIN)/python -m lib.accelerators) \
   mem_mb=$$($(BIN)/python -c 'import psutil; print(psutil.virtual_memory().total // 10**6)')
 
 # The whole run; if something failed, once more with the models that are there; then what came out. Any failure is make's.

@@ -105,15 +105,5 @@ def _nvidia_smi(query: str) -> list[str]:
     return [line for line in result.stdout.splitlines() if line.strip()]
 
 
-def main(arguments: list[str]) -> int:
-    """``count`` prints how many cards there are; ``run N COMMAND...`` runs a command that sees N free ones."""
-    if arguments[0] == "count":
-        print(len(cards()))
-        return 0
-    with reserved(int(arguments[1])) as visible:
-        environment = dict(os.environ) if visible is None else os.environ | {VISIBLE: visible}
-        return subprocess.run(arguments[2:], env=environment).returncode
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    print(len(cards()))

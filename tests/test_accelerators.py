@@ -71,10 +71,10 @@ def test_without_cards_the_environment_stays_as_it_is(tmp_path, monkeypatch):
 
 
 def test_jobs_of_many_processes_take_turns_on_three_cards(three_cards):
-    report = "import os, sys, time; from pathlib import Path\n"
-    report += "card = os.environ['CUDA_VISIBLE_DEVICES']; taken = Path(sys.argv[1]) / card\n"
-    report += "taken.mkdir(); time.sleep(0.3); taken.rmdir(); print(card)"
-    command = [sys.executable, "-m", "lib.accelerators", "run", "1", sys.executable, "-c", report, str(three_cards)]
+    code = "import sys, time; from pathlib import Path; from lib import accelerators\n"
+    code += "with accelerators.reserved(1) as card:\n"
+    code += "    taken = Path(sys.argv[1]) / card; taken.mkdir(); time.sleep(0.3); taken.rmdir(); print(card)"
+    command = [sys.executable, "-c", code, str(three_cards)]
     jobs = [subprocess.Popen(command, cwd=runs.PROJECT, stdout=subprocess.PIPE, text=True) for _ in range(5)]
     # A card that two jobs hold at once would make `mkdir` fail in the second.
     outputs = [job.communicate(timeout=120)[0].strip() for job in jobs]
