@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lib import runs
+from lib import files, runs
 
 RESULTS = runs.PROJECT / "benchmarks" / "results"
 
@@ -92,4 +92,4 @@ def spread(name: str, values: list[float], digits: int) -> dict[str, float]:
 
 def _keep(name: str, row: dict[str, object]) -> None:
     slug = re.sub(r"\W+", "-", name.lower()).strip("-")
-    runs.write_text_atomically(RESULTS / f"{slug}.csv", pd.DataFrame([row]).to_csv(index=False))
+    files.write_text_atomically(RESULTS / f"{slug}.csv", pd.DataFrame([row]).to_csv(index=False))

@@ -21,7 +21,7 @@ from cells import RESULTS, record
 from sae_lens import LoggingConfig, SAETrainer, StandardTrainingSAE, StandardTrainingSAEConfig
 from sae_lens.config import SAETrainerConfig
 
-from lib import runs
+from lib import files
 from lib.sae import train
 
 WIDTH, EXPANSION, BATCH, STEPS, ROUNDS = 256, 16, 2048, 2, 5
@@ -129,7 +129,7 @@ def main() -> None:
         "estimate_at_full_size_gb": round(estimate, 1),
     }  # fmt: skip
     row |= {f"gpu_{name}": value for name, value in on_a_gpu().items()}
-    runs.write_text_atomically(RESULTS.parent / "training_memory.csv", pd.DataFrame([row]).to_csv(index=False))
+    files.write_text_atomically(RESULTS.parent / "training_memory.csv", pd.DataFrame([row]).to_csv(index=False))
     print(row)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from cells import record
 
-from lib import ceiling, runs, social_chemistry, vectors
+from lib import ceiling, files, runs, social_chemistry, vectors
 from lib.foundations import CATEGORIES, FOUNDATIONS
 
 ROWS, BYTES = 355_922, 147_421_453
@@ -91,7 +91,7 @@ def main() -> None:
         several, items = social_chemistry.by_several(rows)
         tables["ceiling"] = ceiling.ceiling(vectors.annotations(several, "action-agree"), items, 200, 0)
         for name, frame in tables.items():
-            runs.write_parquet(Path(folder) / f"{name}.parquet", frame)
+            files.write_parquet(Path(folder) / f"{name}.parquet", frame)
         whole = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     print(f"{len(rows):,} rows to all tables: {whole:.1f} s, peak memory of the process {peak / 1e9:.2f} GB")

@@ -19,9 +19,10 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 
-from lib import flames, runs
+from lib import files, flames, runs
 from lib.claims import DEMO_STANDING, NOT_RUN, summary
 from lib.profiles import load_profile
+from lib.provenance import sha256_of_json
 
 PACKAGES = ("Sphinx", "myst-nb", "sphinx-book-theme", "pydata-sphinx-theme")
 COPIES = {
@@ -89,7 +90,7 @@ def stage_sources(notebooks: Path, figures: Path, source: Path) -> None:
 
 def write(path: Path, text: str) -> None:
     """Write a staged page, with its folder."""
-    runs.write_text_atomically(path, text.rstrip() + "\n")
+    files.write_text_atomically(path, text.rstrip() + "\n")
 
 
 def ledger_page(table: pd.DataFrame) -> str:
@@ -241,11 +242,11 @@ def provenance_footer(facts: list[dict[str, str]], source: Path) -> str:
         "Python": platform.python_version(),
     }
     versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
-    files = {p.relative_to(source).as_posix(): runs.sha256_of_file(p) for p in source.rglob("*") if p.is_file()}
+    hashes = {p.relative_to(source).as_posix(): runs.sha256_of_file(p) for p in source.rglob("*") if p.is_file()}
     seconds = sum(float(fact["wall time"].removesuffix(" s")) for fact in facts)
     rows = {
         "versions": ", ".join(f"{name} {value}" for name, value in versions.items()),
-        "sources of this book": f"sha256 {runs.sha256_of_json(files)[:16]}",
+        "sources of this book": f"sha256 {sha256_of_json(hashes)[:16]}",
         "code of the stages": ", ".join(f"{fact['stage']} {fact['code'].split()[-1][:8]}" for fact in facts),
         "seeds": ", ".join(sorted({fact["seed"] for fact in facts})),
         "machine": "; ".join(sorted({fact["machine"] for fact in facts})),

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lib import failures, runs
+from lib import failures, files, runs
 from lib.parameters import ParameterError
 from lib.profiles import load_profile
 
@@ -196,7 +196,7 @@ def main() -> int:
     gaps = failures.missing(profile)
     (run / "missing.csv").unlink(missing_ok=True)
     if len(gaps):
-        runs.write_text_atomically(run / "missing.csv", gaps.to_csv(index=False))
+        files.write_text_atomically(run / "missing.csv", gaps.to_csv(index=False))
         print(f"{runs.short(run / 'missing.csv')}: {len(gaps)} results are missing")
         for gap in gaps.itertuples():
             print(f"  {gap.stage}{f' of {gap.model}' if gap.model else ''}: {gap.reason} ({gap.log})")

@@ -13,7 +13,7 @@ from typing import Any
 import nbformat
 import pandas as pd
 
-from lib import jobs, runs
+from lib import files, jobs, runs
 from lib.parameters import STAGES, ParameterError
 from lib.profiles import PER_MODEL, Profile, load_profile
 
@@ -39,7 +39,7 @@ def record(notebook: Path, status: int, said: str) -> dict[str, Any]:
         "message": "the kernel died, as it does when memory runs out" if dead_kernel else message,
         "memory": name in MEMORY_ERRORS or status in (-9, 137),
     }
-    runs.write_text_atomically(_path(notebook), json.dumps(found, indent=1))
+    files.write_text_atomically(_path(notebook), json.dumps(found, indent=1))
     return found
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import nbformat
 import psutil
 
-from lib import accelerators, failures, parts, runs, shares
+from lib import accelerators, failures, files, parts, runs, shares
 from lib.parameters import STAGES
 
 NOISE = (
@@ -114,7 +114,7 @@ def run_job(
     if status:
         failures.record(output, status, said)
     elif part:
-        runs.write_text_atomically(part, "")
+        files.write_text_atomically(part, "")
     return status
 
 
@@ -157,7 +157,7 @@ def commit() -> int:
             if status:
                 return status
             notebook = clean(nbformat.read(output, as_version=4))
-        runs.write_text_atomically(path, nbformat.writes(notebook) + "\n")
+        files.write_text_atomically(path, nbformat.writes(notebook) + "\n")
     folder = runs.PROJECT / "figures"
     drawn = [path for path in runs.resolve("runs/demo/figures").iterdir() if path.stat().st_mtime >= started]
     for path in drawn:

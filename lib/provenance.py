@@ -38,6 +38,22 @@ def sha256_of_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file, of a finished stage (its identity and its outputs), or of a directory's files.
+
+    A stage's manifest also holds wall time and date; they are left out, so that computing the same thing again
+    gives the same hash.
+    """
+    if path.is_file():
+        return sha256_of_file(path)
+    manifest = path / "manifest.json"
+    if manifest.exists():
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+        return sha256_of_json({"outputs": content["outputs"], "parameters": content["identity"]["parameters"]})
+    names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+    return sha256_of_json({name: sha256_of_file(path / name) for name in names})
+
+
 def machine_class() -> str:
     """Describe this machine without naming it: system, processor, cores and accelerator."""
     torch = sys.modules.get("torch")  # a stage that never imported it used no accelerator

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lib import runs
+from lib import files, runs
 from lib.book import claims_table
 from lib.claims import DEMO_STANDING, NOT_RUN, summary
 
@@ -77,7 +77,7 @@ def main() -> int:
         print("README.md is stale: run `make readme`", file=sys.stderr)
         return 1
     if not check:
-        runs.write_text_atomically(README, new)
+        files.write_text_atomically(README, new)
     return 0
 
 

@@ -8,15 +8,12 @@ stage goes on from the tables it already has and never mixes them with those of 
 stage whose manifest has been removed (Snakemake does so when an input is newer) is computed afresh.
 """
 
-import contextlib
-import fcntl
 import importlib.metadata
 import json
 import os
 import shutil
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,6 +22,7 @@ from typing import Any
 import pandas as pd
 from IPython.display import Markdown
 
+from lib.files import locked, write_parquet, write_text_atomically
 from lib.parameters import STAGES, build, check_names, parameters
 from lib.provenance import (
     PROJECT,
@@ -35,15 +33,14 @@ from lib.provenance import (
     notebook_code,
     provenance_text,
     resolve,
+    sha256_of,
     sha256_of_file,
-    sha256_of_json,
     short,
 )
 
 __all__ = [
-    "PROJECT", "MismatchError", "MissingStageError", "Stage", "build", "check_names", "code_hash", "locked",
-    "modules_used_by", "notebook_code", "open_stage", "parameters", "resolve", "sha256_of", "sha256_of_file", "short",
-    "write_parquet", "write_text_atomically",
+    "PROJECT", "MismatchError", "MissingStageError", "Stage", "build", "check_names", "code_hash", "modules_used_by",
+    "notebook_code", "open_stage", "parameters", "resolve", "sha256_of", "sha256_of_file", "short",
 ]  # fmt: skip
 
 PACKAGES = (
@@ -63,57 +60,6 @@ class MismatchError(RuntimeError):
 
 class MissingStageError(FileNotFoundError):
     """An earlier stage's results are needed and not there."""
-
-
-# ---------------------------------------------------------------------------------------------- files
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write ``text`` so that a reader sees the old file or the new one, never a part."""
-    with _replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def write_parquet(path: Path, frame: pd.DataFrame) -> None:
-    """Write ``frame`` to ``path`` as parquet, atomically and with the same bytes for the same frame."""
-    with _replacing(path) as temporary:
-        frame.to_parquet(temporary, index=False, compression="zstd")
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Let one process at a time lay out ``directory``: parts of a stage open it together. The lock lies beside it."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with directory.with_name(f".{directory.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file, of a finished stage (its identity and its outputs), or of a directory's files.
-
-    A stage's manifest also holds wall time and date; they are left out, so that computing the same thing again
-    gives the same hash.
-    """
-    if path.is_file():
-        return sha256_of_file(path)
-    manifest = path / "manifest.json"
-    if manifest.exists():
-        content = json.loads(manifest.read_text(encoding="utf-8"))
-        return sha256_of_json({"outputs": content["outputs"], "parameters": content["identity"]["parameters"]})
-    names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
-    return sha256_of_json({name: sha256_of_file(path / name) for name in names})
 
 
 # --------------------------------------------------------------------------------------------- stages

@@ -27,7 +27,7 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import FsspecStore
 
-from lib import runs, shares
+from lib import files, runs, shares
 
 VARIABLE = "COMPANION_STORE"
 """Environment variable with the address of an object store for the arrays."""
@@ -130,7 +130,7 @@ class ActivationStore:
                 self._array(pooling)[:, rows.start : rows.stop] = stored
                 checksums[pooling] = _checksum(stored)
             marker = {"token_budget": token_budget, "sha256": checksums}
-            runs.write_text_atomically(self._marker(rows), json.dumps(marker))
+            files.write_text_atomically(self._marker(rows), json.dumps(marker))
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -248,7 +248,7 @@ def create_store(
     if base := os.environ.get(VARIABLE):
         below = [part for part in Path(runs.short(directory)).parts if part != ".."]
         description["url"] = "/".join([base.rstrip("/"), *below])
-    with runs.locked(directory):
+    with files.locked(directory):
         return _open_or_create(directory, index, description)
 
 
@@ -261,7 +261,7 @@ def _open_or_create(directory: Path, index: pd.DataFrame, description: dict[str,
             key = different[0]
             raise StoreError(f"{runs.short(directory)} has {key} = {found.get(key)!r}, not {description.get(key)!r}")
         return ActivationStore(directory)
-    runs.write_parquet(directory / "index.parquet", index)
+    files.write_parquet(directory / "index.parquet", index)
     for pooling in description["poolings"]:
         zarr.create_array(
             _place(directory, description.get("url"), pooling),
@@ -271,7 +271,7 @@ def _open_or_create(directory: Path, index: pd.DataFrame, description: dict[str,
             compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"), Crc32cCodec()],
             overwrite=True,
         )
-    runs.write_text_atomically(path, json.dumps(description, indent=1))
+    files.write_text_atomically(path, json.dumps(description, indent=1))
     return ActivationStore(directory)
 
 

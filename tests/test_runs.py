@@ -6,7 +6,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from lib import runs
+from lib import files, runs
 from lib.parameters import MoralVectors, ResidualStreams
 
 
@@ -137,10 +137,10 @@ def test_a_stage_that_failed_half_way_leaves_no_part_of_a_folder(parameters, sou
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.parquet"
-    runs.write_parquet(path, numbers())
+    files.write_parquet(path, numbers())
     before = path.read_bytes()
     with pytest.raises(AttributeError):
-        runs.write_parquet(path, "not a frame")
+        files.write_parquet(path, "not a frame")
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 

@@ -52,16 +52,16 @@ def test_a_full_disk_is_named_and_the_run_goes_on_afterwards(tmp_path, monkeypat
     kept = small_store(tmp_path, "float32")
     first, second = kept.chunks()
     kept.write_chunk(first, {"mean": np.ones((1, 2, 2), dtype=np.float32)})
-    real = store.runs.write_text_atomically
+    real = store.files.write_text_atomically
 
     def full(path, text):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(store.runs, "write_text_atomically", full)
+    monkeypatch.setattr(store.files, "write_text_atomically", full)
     with pytest.raises(store.StoreError, match=r"is full; up to .* MB more are needed. What is finished stays"):
         kept.write_chunk(second, {"mean": np.full((1, 1, 2), 2, dtype=np.float32)})
     assert kept.missing_chunks() == [second]
-    monkeypatch.setattr(store.runs, "write_text_atomically", real)
+    monkeypatch.setattr(store.files, "write_text_atomically", real)
     kept.write_chunk(second, {"mean": np.full((1, 1, 2), 2, dtype=np.float32)})
     assert kept.read(0, "mean").tolist() == [[1, 1], [1, 1], [2, 2]]
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib import published_counts, runs, social_chemistry, vectors
+from lib import files, published_counts, runs, social_chemistry, vectors
 from lib.foundations import CATEGORIES, FOUNDATIONS
 
 LEVELS = (0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
@@ -272,7 +272,7 @@ def test_twice_gives_the_same_bytes(demo, tmp_path):
             "subset": vectors.subset(rows),
             "distinct": vectors.distinct(table),
         }.items():
-            runs.write_parquet(tmp_path / f"{kind}_{name}.parquet", frame)
+            files.write_parquet(tmp_path / f"{kind}_{name}.parquet", frame)
     for kind in ("table", "rows", "subset", "distinct"):
         assert (tmp_path / f"{kind}_a.parquet").read_bytes() == (tmp_path / f"{kind}_b.parquet").read_bytes()
 

@@ -18,7 +18,7 @@ from IPython.display import HTML, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lib import runs
+from lib import files, runs
 
 
 def theme() -> None:
@@ -79,8 +79,8 @@ def publish(figure: Figure, stage: runs.Stage, name: str, frame: pd.DataFrame, a
     figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
     figure.savefig(folder / f"{name}.png", metadata={"Software": None})
     # Nine digits, so that a figure drawn again from its table is the same figure.
-    runs.write_text_atomically(folder / f"{name}.csv", frame.to_csv(index=False, float_format="%.9g"))
-    runs.write_text_atomically(folder / f"{name}.json", json.dumps(notes, indent=1, ensure_ascii=False) + "\n")
+    files.write_text_atomically(folder / f"{name}.csv", frame.to_csv(index=False, float_format="%.9g"))
+    files.write_text_atomically(folder / f"{name}.json", json.dumps(notes, indent=1, ensure_ascii=False) + "\n")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=100)
     plt.close(figure)

@@ -18,7 +18,7 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lib import runs
+from lib import files, runs
 from lib.sae.model import SparseAutoencoder
 
 # The release whose layout is written; without this key sae-lens takes its legacy path and drops the metadata.
@@ -54,7 +54,7 @@ def save(directory: Path, sae: SparseAutoencoder, metadata: dict[str, Any]) -> N
         "reshape_activations": "none",
         "metadata": {"sae_lens_version": SAE_LENS_VERSION} | metadata,
     }
-    runs.write_text_atomically(directory / "cfg.json", json.dumps(configuration, indent=1))
+    files.write_text_atomically(directory / "cfg.json", json.dumps(configuration, indent=1))
 
 
 def load(directory: Path, width: int | None = None) -> SparseAutoencoder:

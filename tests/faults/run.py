@@ -47,6 +47,7 @@ class Case:
         self.run = ROOT / "runs" / self.name
         self.directory = self.run / STAGES[stage].directory.format(model=MODEL)
         self.profile = ROOT / "runs" / f".{self.name}.yaml"
+        self.log = ROOT / "runs" / f".{self.name}.log"
 
     def prepare(self, finished: bool) -> None:
         """Copy the undisturbed run, with or without this stage."""
@@ -65,8 +66,15 @@ class Case:
 
     def start(self, prefix: tuple[str, ...] = ()) -> psutil.Popen:
         """Start the command in the background."""
-        with (ROOT / "runs" / f".{self.name}.log").open("a") as log:
+        with self.log.open("a") as log:
             return psutil.Popen([*prefix, *self.command()], cwd=ROOT, stdout=log, stderr=log)
+
+    def must_fail(self, saying: str, prefix: tuple[str, ...] = ()) -> None:
+        """Give the command where it cannot work; it must stop and say why."""
+        if self.start(prefix).wait(WAIT_SECONDS) == 0:
+            raise AssertionError(f"the stage finished in spite of: {saying}")
+        if saying not in self.log.read_text(errors="replace"):
+            raise AssertionError(f"the stage stopped without saying {saying!r}; see {self.log.relative_to(ROOT)}")
 
     def again(self) -> list[str]:
         """Give the command once more; returns what differs from the undisturbed run."""
@@ -82,6 +90,10 @@ class Case:
         """Remove the copy."""
         shutil.rmtree(self.run, ignore_errors=True)
         self.profile.unlink(missing_ok=True)
+
+    def forget(self) -> None:
+        """Remove the log of a fault that was survived; that of any other stays to be read."""
+        self.log.unlink(missing_ok=True)
 
 
 def _until(true: Callable[[], bool], what: str) -> None:
@@ -132,8 +144,7 @@ def fill_disk(case: Case) -> None:
     filler = case.run / "filler"
     free = shutil.disk_usage(case.run).free
     subprocess.run(["fallocate", "-l", str(free), str(filler)], check=True)
-    if case.start().wait(WAIT_SECONDS) == 0:
-        raise AssertionError("the stage finished on a full disk")
+    case.must_fail("No space left on device")
     filler.unlink()
 
 
@@ -145,8 +156,7 @@ def revoke(case: Case) -> None:
     parent = case.directory.parent
     parent.chmod(0o555)
     try:
-        if case.start(tuple(WITHOUT_ROOTS_RIGHTS) if os.geteuid() == 0 else ()).wait(WAIT_SECONDS) == 0:
-            raise AssertionError("the stage finished where it may not write")
+        case.must_fail("Permission denied", tuple(WITHOUT_ROOTS_RIGHTS) if os.geteuid() == 0 else ())
     finally:
         parent.chmod(0o755)
 
@@ -199,6 +209,7 @@ def survive(kind: str, stage: str) -> str:
     """Stage one fault and repair it; returns ``survived``, ``skipped: why`` or what went wrong."""
     case = Case(kind, stage)
     case.remove()
+    case.forget()
     try:
         KINDS[kind](case)
         wrong = case.again()
@@ -210,7 +221,10 @@ def survive(kind: str, stage: str) -> str:
         if os.path.ismount(case.run):
             subprocess.run(["umount", "-l", str(case.run)], check=True)
         case.remove()
-    return "survived" if not wrong else f"differs: {', '.join(wrong[:3])}"
+    if wrong:
+        return f"differs: {', '.join(wrong[:3])}"
+    case.forget()
+    return "survived"
 
 
 def main() -> int:
