@@ -3,11 +3,13 @@
     python benchmarks/steering.py
 
 The peer is transformers' own batched ``generate`` on the bare model and the same left-padded batch. No token ends an
-answer, so all conditions write as many. ``seven arms`` is all of a batch: every steered arm through ``answer_all``,
-receipts and files on disk included, against as many calls of ``generate``; what the untouched model expects is computed
-once for all. ``one arm alone`` has that pass to itself. A random Qwen3 of 8 layers and width 512 carries an untrained
-autoencoder of 4 times its width: as many weights to each of the model's (.08) as 16 times the width beside Qwen3-8B
-(.07). ``tiny`` is 3 layers of width 64 and 8 times the width (.2), where what nnsight does at every step weighs most.
+answer, so all conditions write as many. ``a stage`` is all of a batch: the baseline and every steered arm through
+``answer_all``, receipts and files on disk included, against as many calls of ``generate``. ``one arm`` is one steered
+arm, as it is in a stage: what the untouched model expects is known. ``one arm alone`` has a pass for that to itself.
+
+A random Qwen3 of 8 layers and width 512 carries an untrained autoencoder of 4 times its width: as many weights to each
+of the model's (.08) as 16 times the width beside Qwen3-8B (.07). ``tiny`` is 3 layers of width 64 and 8 times the width
+(.2), where what nnsight does at every step weighs most.
 
 Processor seconds on one thread, so that a machine with other work to do measures the same; wall time where the cell says
 so. With a card, tokens per second on the shape of Qwen3-8B in bfloat16, autoencoder in float32, as stage 7 has it.
@@ -30,7 +32,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Con
 
 from lib import steering
 from lib.decoding import Decoding, encode_prompts
-from lib.interventions import DIRECTIONS, Arm, Intervention, random_direction
+from lib.interventions import BASELINE, DIRECTIONS, Arm, Intervention, random_direction
 from lib.sae.model import SparseAutoencoder
 
 PROMPTS = [f"Question {number}. " + "What should I do? " * (number % 3) for number in range(16)]
@@ -51,12 +53,18 @@ TINY = {
 
 
 class Subject(NamedTuple):
-    """A random model, bare and as steering has it (the same weights), an arm of every name, and the decoding."""
+    """A random model, bare and as steering has it (the same weights), all arms, decoding, and what it expects unsteered."""
 
     bare: Any
     model: TransformersModel
     arms: dict[Intervention, Arm]
     decoding: Decoding
+    unsteered: torch.Tensor
+
+    @property
+    def aligned(self) -> Arm:
+        """The first steered arm."""
+        return list(self.arms.values())[1]
 
 
 def subject(shape: dict[str, int], expansion: int, tokens: int, device: str = "cpu") -> Subject:
@@ -78,10 +86,12 @@ def subject(shape: dict[str, int], expansion: int, tokens: int, device: str = "c
     width, layer = shape["hidden_size"], shape["num_hidden_layers"] // 2
     autoencoder = SparseAutoencoder(width, expansion * width).to(device).requires_grad_(False)
     direction = random_direction(width, 0).to(device)
-    whats = [Intervention(name, layer, 0.1) for name in ARMS]
-    arms = {what: Arm(what, autoencoder, None, direction if what.arm in DIRECTIONS else None) for what in whats}
+    arms = {BASELINE.intervention: BASELINE}
+    for what in [Intervention(name, layer, 0.1) for name in ARMS]:
+        arms[what] = Arm(what, autoencoder, None, direction if what.arm in DIRECTIONS else None)
     decoding = Decoding(max_new_tokens=tokens, temperature=0.0, top_p=1.0, repetition_penalty=1.0)
-    return Subject(bare, TransformersModel(twin, tokenizer=tokenizer, task="text-generation"), arms, decoding)
+    model = TransformersModel(twin, tokenizer=tokenizer, task="text-generation")
+    return Subject(bare, model, arms, decoding, steering.unsteered_logits(model, PROMPTS, decoding))
 
 
 def plain(of: Subject) -> None:
@@ -91,14 +101,18 @@ def plain(of: Subject) -> None:
     of.model.tokenizer.batch_decode(ids.cpu())
 
 
-def one_arm(of: Subject, at_once: int = len(PROMPTS)) -> None:
-    """Answer all prompts under the aligned arm, ``at_once`` in a batch, each batch with its own unsteered pass."""
-    arm = next(iter(of.arms.values()))
+def one_arm(of: Subject) -> None:
+    """Answer the batch under the aligned arm; what the untouched model expects is known."""
+    steering.answer_batch(of.model, of.aligned, PROMPTS, of.decoding, 0, of.unsteered)
+
+
+def one_arm_alone(of: Subject, at_once: int = len(PROMPTS)) -> None:
+    """Answer all prompts under the aligned arm, ``at_once`` in a batch, each batch with a pass of the untouched model."""
     for start in range(0, len(PROMPTS), at_once):
-        steering.answer(of.model, arm, PROMPTS[start : start + at_once], of.decoding, seed=0)
+        steering.answer(of.model, of.aligned, PROMPTS[start : start + at_once], of.decoding, seed=0)
 
 
-def all_arms(of: Subject) -> None:
+def a_stage(of: Subject) -> None:
     """Answer all prompts under every arm, as stage 7 does."""
     ids = [f"flames_{number:04d}" for number in range(len(PROMPTS))]
     prompts = pd.DataFrame({"id": ids, "dimension": "Safety", "prompt": PROMPTS})
@@ -108,7 +122,7 @@ def all_arms(of: Subject) -> None:
         )
 
 
-def plain_for_all_arms(of: Subject) -> None:
+def plain_for_a_stage(of: Subject) -> None:
     """Let the bare model answer the batch as often as there are arms."""
     for _ in of.arms:
         plain(of)
@@ -131,16 +145,16 @@ def alternate(of: Subject, *work: Callable[[Subject], None], rounds: int) -> lis
 def on_a_processor() -> None:
     """Measure and record the cells that need no card."""
     torch.set_num_threads(1)
-    small, tiny = subject(SMALL, 4, 48), subject(TINY, 8, 16)
-    of_small, of_tiny = "16 prompts, 48 tokens, 8 layers x 512", "16 prompts, 16 tokens, tiny model"
-    (ours, wall), (peers, peers_wall) = alternate(small, all_arms, plain_for_all_arms, rounds=3)
-    record(f"steered generation, seven arms, {of_small}", PEER, ours, peers)
-    record(f"steered generation, seven arms, {of_small}, wall time", PEER, wall, peers_wall)
-    (ours, _), (peers, _) = alternate(small, one_arm, plain, rounds=3)
-    record(f"steered generation, one arm alone, {of_small}", PEER, ours, peers)
-    (ours, _), (peers, _) = alternate(tiny, all_arms, plain_for_all_arms, rounds=7)
-    record(f"steered generation, seven arms, {of_tiny}", PEER, ours, peers)
-    (ours, _), (peers, _) = alternate(tiny, one_arm, lambda of: one_arm(of, at_once=1), rounds=5)
+    small, tiny = subject(SMALL, 4, 32), subject(TINY, 8, 16)
+    of_small, of_tiny = "16 prompts, 32 tokens, 8 layers x 512", "16 prompts, 16 tokens, tiny model"
+    (ours, wall), (peers, peers_wall) = alternate(small, a_stage, plain_for_a_stage, rounds=3)
+    record(f"steered generation, a stage, {of_small}", PEER, ours, peers)
+    record(f"steered generation, a stage, {of_small}, wall time", PEER, wall, peers_wall)
+    for of, name, rounds in ((small, of_small, 5), (tiny, of_tiny, 15)):
+        (known, _), (alone, _), (peers, _) = alternate(of, one_arm, one_arm_alone, plain, rounds=rounds)
+        record(f"steered generation, one arm, {name}", PEER, known, peers)
+        record(f"steered generation, one arm alone, {name}", PEER, alone, peers)
+    (ours, _), (peers, _) = alternate(tiny, one_arm_alone, lambda of: one_arm_alone(of, at_once=1), rounds=5)
     record("batched steering, 16 prompts, tiny model", "one prompt at a time", ours, peers)
 
 
@@ -149,13 +163,13 @@ def on_a_card(of: Subject, cell: str, rounds: int = 2) -> None:
 
     A call of ``generate`` waits for the card, so the clock misses nothing.
     """
-    (_, ours), (_, peers) = alternate(of, all_arms, plain_for_all_arms, rounds=rounds)
+    (_, ours), (_, peers) = alternate(of, a_stage, plain_for_a_stage, rounds=rounds)
     tokens = len(of.arms) * len(PROMPTS) * of.decoding.max_new_tokens
     record(cell, PEER, ours, peers, gpu=torch.cuda.is_available(), tokens=tokens)
 
 
 if __name__ == "__main__":
     if os.environ.get("COMPANION_DEVICE") == "gpu":
-        on_a_card(subject(QWEN3_8B, 16, 64, "cuda"), "steered generation, seven arms, Qwen3-8B shape")
+        on_a_card(subject(QWEN3_8B, 16, 64, "cuda"), "steered generation, a stage, Qwen3-8B shape")
     else:
         on_a_processor()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 import torch
@@ -26,24 +26,17 @@ from lib.interventions import Arm, Intervention, SteeringError, steer
 from lib.receipts import Trail, check_receipt
 
 
+class Answered(NamedTuple):
+    """A batch: replies as :func:`answer` returns them, and logits [batch, vocabulary] of the first token of each answer."""
+
+    replies: list[dict[str, Any]]
+    first_logits: Tensor
+
+
 def answer(
-    model: TransformersModel,
-    arm: Arm,
-    prompts: list[str],
-    decoding: Decoding,
-    seed: int,
-    unsteered: Tensor | None = None,
+    model: TransformersModel, arm: Arm, prompts: list[str], decoding: Decoding, seed: int
 ) -> list[dict[str, Any]]:
     """Let a model answer one batch of prompts under one arm.
-
-    Args:
-        model: as :func:`lib.models.load` returns it.
-        arm: what is done.
-        prompts: the batch.
-        decoding: how tokens are chosen.
-        seed: of the batch.
-        unsteered: what :func:`unsteered_logits` returns for these prompts, where it is known from another arm; else it is
-            computed, which reads the prompts once more.
 
     Returns:
         One ``{"response", "receipt"}`` a prompt. The receipt says: arm, layers, strength, mode, features,
@@ -57,22 +50,35 @@ def answer(
         SteeringError: the layer does not exist or the autoencoder is of another width than the stream.
         ReceiptError: not every step was touched.
     """
+    return answer_batch(model, arm, prompts, decoding, seed).replies
+
+
+def answer_batch(
+    model: TransformersModel,
+    arm: Arm,
+    prompts: list[str],
+    decoding: Decoding,
+    seed: int,
+    unsteered: Tensor | None = None,
+) -> Answered:
+    """Do what :func:`answer` does, and tell what the first tokens were drawn from.
+
+    ``unsteered`` are the ``first_logits`` of the baseline or of :func:`unsteered_logits` for the same prompts and
+    decoding. Where they are not known the prompts are read once more for them, which the baseline does not need.
+    """
     encoded = encode_prompts(model, prompts, decoding.max_new_tokens)
     inputs = encoded.inputs()
     arguments = decoding.arguments() | {"max_new_tokens": encoded.max_new_tokens}
     arguments["pad_token_id"] = model.tokenizer.pad_token_id
     trail = Trail()
-    divergence = torch.zeros(len(prompts))
     with torch.no_grad(), torch.random.fork_rng(), warnings.catch_warnings():
         # nnsight says of every open loop over steps that it ended with the generation, which is the point of it.
         warnings.filterwarnings("ignore", message=".*was never reached.*")
         torch.manual_seed(seed)
-        if arm.intervention.layer is None:
-            ids = model.generate(inputs, **arguments)
-        else:
-            ids, logits = _generate_steered(model, arm, inputs, arguments, trail)
-            unsteered = _next_token_logits(model, encoded) if unsteered is None else unsteered.to(logits.device)
-            divergence = _divergence(logits, unsteered)
+        ids, logits = _generate(model, arm, inputs, arguments, trail)
+        if unsteered is None:
+            unsteered = logits if arm.intervention.layer is None else _next_token_logits(model, encoded)
+        divergence = _divergence(logits, unsteered.to(logits.device))
     generated = ids[:, encoded.input_ids.shape[1] :].cpu()
     ends = stop_tokens(model)
     rows = [until_stop(tokens, ends) for tokens in generated.tolist()]
@@ -103,13 +109,21 @@ def answer(
         check_receipt(receipt)
         text = model.tokenizer.decode(tokens, skip_special_tokens=True)
         answers.append({"response": text.strip(), "receipt": receipt})
-    return answers
+    return Answered(answers, logits)
 
 
-def _generate_steered(
+def _generate(
     model: TransformersModel, arm: Arm, inputs: dict[str, Tensor], arguments: dict[str, Any], trail: Trail
 ) -> tuple[Tensor, Tensor]:
-    layer, first_logits = steered_layer(model, arm), []
+    first_logits: list[Tensor] = []
+    if arm.intervention.layer is None:
+        with model.generate(**arguments) as tracer:
+            with tracer.invoke(inputs):
+                first_logits.append(model.output.logits[:, -1])
+            with tracer.invoke():
+                ids = tracer.result.save()
+        return ids, first_logits[0]
+    layer = steered_layer(model, arm)
     with model.generate(**arguments) as tracer:
         with tracer.invoke(inputs):
             for step in tracer.iter[:]:
@@ -167,10 +181,7 @@ def read_text(model: TransformersModel, arm: Arm, inputs: dict[str, Tensor]) -> 
 
 
 def unsteered_logits(model: TransformersModel, prompts: list[str], decoding: Decoding) -> Tensor:
-    """Return what the untouched model expects behind every prompt: logits [batch, vocabulary], in main memory.
-
-    They are the same for every arm, so a batch needs them once.
-    """
+    """Return what the untouched model expects behind every prompt: logits [batch, vocabulary], in main memory."""
     with torch.no_grad():
         return _next_token_logits(model, encode_prompts(model, prompts, decoding.max_new_tokens)).cpu()
 
@@ -206,7 +217,8 @@ def answer_all(
     no other arm. An arm with several layers or strengths has them one after the other in its file.
 
     In memory at a time: the model, what one condition needs, and the logits of the untouched model behind each prompt
-    (for 1,000 prompts and the vocabulary of Qwen3 in bfloat16 .3 GB).
+    (for 1,000 prompts and the vocabulary of Qwen3 in bfloat16 .3 GB), which are the same for all arms: they come from the
+    baseline where it is answered first, and else are computed once.
 
     Args:
         model: as :func:`lib.models.load` returns it.
@@ -237,7 +249,10 @@ def answer_all(
                     batch, texts = batches[number], batches[number]["prompt"].tolist()
                     if what.layer is not None and number not in expected:
                         expected[number] = unsteered_logits(model, texts, chosen)
-                    replies = answer(model, arm, texts, chosen, seed + number, expected.get(number))
+                    replies, first = answer_batch(model, arm, texts, chosen, seed + number, expected.get(number))
+                    # Unequal decoding may cut prompts unequally, where the context is short.
+                    if what.layer is None and decoding != "published":
+                        expected[number] = first.cpu()
                     known = batch[["id", "dimension", "prompt"]].assign(arm=name).to_dict("records")
                     place = dict(zip(("layer", "strength"), _condition(what), strict=True))
                     flames.append_responses(path, [a | place | b for a, b in zip(known, replies, strict=True)])

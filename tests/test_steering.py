@@ -3,6 +3,7 @@
 import itertools
 import json
 import weakref
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -152,11 +153,24 @@ def test_answers_equal_a_raw_hook_on_every_step(model, arm, decoding):
         assert 0 < receipt["active_latents"] <= (3 if arm.intervention.features == "selected" else LATENTS)
 
 
-def test_the_untouched_model_is_read_once_for_all_arms_and_changes_no_receipt(model, prompts, tmp_path, monkeypatch):
-    known = steering.unsteered_logits(model, PROMPTS, GREEDY)
-    assert steering.answer(model, arm_of(), PROMPTS, GREEDY, 0, known) == steering.answer(
-        model, arm_of(), PROMPTS, GREEDY, 0
-    )
+def test_what_the_untouched_model_expects_is_the_same_from_the_baseline_and_from_a_pass_of_its_own(model):
+    known = [
+        steering.unsteered_logits(model, PROMPTS, SAMPLED),
+        steering.answer_batch(model, BASELINE, PROMPTS, SAMPLED, 0).first_logits,
+    ]
+    torch.testing.assert_close(*known)
+    alone = steering.answer(model, arm_of(), PROMPTS, GREEDY, 0)
+    assert [steering.answer_batch(model, arm_of(), PROMPTS, GREEDY, 0, logits).replies for logits in known] == [
+        alone
+    ] * 2
+
+
+@pytest.mark.parametrize(
+    ("arms", "decoding", "passes"), [(slice(0, 3), GREEDY, 0), (slice(1, 3), GREEDY, 3), (slice(0, 3), "published", 3)]
+)
+def test_the_untouched_model_is_read_once_for_all_arms(model, prompts, tmp_path, monkeypatch, arms, decoding, passes):
+    short = {name: replace(GREEDY, max_new_tokens=number) for name, number in (("baseline", 4), ("steered", 3))}
+    monkeypatch.setattr(decodings, "PUBLISHED_DECODING", short)
     real, calls = steering.unsteered_logits, []
 
     def counted(*arguments):
@@ -164,9 +178,9 @@ def test_the_untouched_model_is_read_once_for_all_arms_and_changes_no_receipt(mo
         return real(*arguments)
 
     monkeypatch.setattr(steering, "unsteered_logits", counted)
-    answer_all(model, all_arms(), prompts, GREEDY, tmp_path, batch_size=4)
+    answer_all(model, all_arms()[arms], prompts, decoding, tmp_path, batch_size=4)
     batches = [prompts["prompt"].tolist()[start : start + 4] for start in range(0, len(prompts), 4)]
-    assert calls == batches
+    assert calls == batches[:passes]
 
 
 @pytest.mark.parametrize("decoding", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
@@ -282,7 +296,7 @@ def answer_all(model, arms, *arguments, **options):
 
 def test_an_interrupted_run_ends_with_the_same_bytes(model, prompts, tmp_path, monkeypatch):
     answer_all(model, all_arms(), prompts, SAMPLED, tmp_path / "whole", batch_size=4, seed=5)
-    real, calls = steering.answer, []
+    real, calls = steering.answer_batch, []
 
     def answer_until_killed(*arguments):
         calls.append(arguments[3])
@@ -290,7 +304,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(model, prompts, tmp_path, m
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(steering, "answer", answer_until_killed)
+    monkeypatch.setattr(steering, "answer_batch", answer_until_killed)
     with pytest.raises(KeyboardInterrupt):
         answer_all(model, all_arms(), prompts, SAMPLED, tmp_path / "cut", batch_size=4, seed=5)
     torn = tmp_path / "cut" / "aligned.jsonl"
