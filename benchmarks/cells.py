@@ -27,7 +27,9 @@ def versions() -> dict[str, str]:
     return about | {name: importlib.metadata.version(name) for name in names}
 
 
-def record(cell: str, peer: str, ours: list[float], peers: list[float], gpu: bool = False) -> None:
+def record(
+    cell: str, peer: str, ours: list[float], peers: list[float], gpu: bool = False, tokens: int | None = None
+) -> None:
     """Print a cell and keep it in ``benchmarks/results/``.
 
     Args:
@@ -36,6 +38,7 @@ def record(cell: str, peer: str, ours: list[float], peers: list[float], gpu: boo
         ours: seconds of every round.
         peers: seconds of the peer in the same rounds, taken in turn.
         gpu: whether a card did the work.
+        tokens: how many were written in a round, where speed in tokens per second shall be shown too.
     """
     ratios = [theirs / mine for mine, theirs in zip(ours, peers, strict=True)]
     row = {
@@ -48,9 +51,15 @@ def record(cell: str, peer: str, ours: list[float], peers: list[float], gpu: boo
         "machine": machine(gpu),
         **versions(),
     }
+    if tokens is not None:
+        row["tokens_per_second"] = " against ".join(
+            f"{tokens / statistics.median(side):,.0f}" for side in (ours, peers)
+        )
     _keep(f"{cell} {peer} {'gpu' if gpu else 'cpu'}", row)
+    speed = f"; {row['tokens_per_second']} tokens/s" if tokens is not None else ""
     print(
         f"{cell}, against {peer}: {row['times_faster_median']} times as fast ({min(ratios):.2f} to {max(ratios):.2f})"
+        f"{speed}"
     )
 
 

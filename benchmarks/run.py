@@ -36,12 +36,23 @@ def measured() -> pd.DataFrame:
 def table(found: pd.DataFrame, expected: pd.DataFrame) -> pd.DataFrame:
     """Join expected and stored cells; ``result`` is text: the median with minimum and maximum, or ``not measured``."""
     joined = expected.drop(columns="module").merge(found, on=["cell", "peer", "device"], how="outer", sort=False)
-    columns = ("times_faster", "exponent", "ours_seconds", "peer_seconds", "machine", "torch", "load")
+    columns = (
+        "times_faster",
+        "exponent",
+        "ours_seconds",
+        "peer_seconds",
+        "tokens_per_second",
+        "machine",
+        "torch",
+        "load",
+    )
     for name in [f"{column}_{key}" for column in columns[:4] for key in ("min", "median", "max")] + list(columns[4:]):
         joined[name] = joined.get(name)
     joined["result"] = [
         _result(row) for row in joined[[f"{c}_{k}" for c in columns[:2] for k in ("min", "median", "max")]].to_numpy()
     ]
+    speeds = joined["tokens_per_second"].notna()
+    joined.loc[speeds, "result"] += "; " + joined.loc[speeds, "tokens_per_second"] + " tokens/s"
     return joined.sort_values(["device", "cell", "peer"], ignore_index=True)
 
 

@@ -5,7 +5,7 @@ how much of the model an arm leaves in place, and at which strength it breaks.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from lib import models, runs, steering
 from lib.flames import CONDITION
-from lib.interventions import Arm
+from lib.interventions import Arm, Intervention
 from lib.statistics import clustered_bootstrap
 
 LANGUAGES = ("zh", "en")
@@ -62,13 +62,18 @@ def read_ordinary_text(path: str | Path) -> pd.DataFrame:
 
 
 def text_losses(
-    model: TransformersModel, arms: Iterable[Arm], texts: pd.DataFrame, batch_size: int = 16
+    model: TransformersModel,
+    conditions: Iterable[Intervention],
+    load: Callable[[Intervention], Arm],
+    texts: pd.DataFrame,
+    batch_size: int = 16,
 ) -> pd.DataFrame:
-    """Let every arm read every sentence.
+    """Let the model read every sentence under every condition.
 
     Args:
         model: as :func:`lib.models.load` returns it.
-        arms: what is done; every position of the text is changed, whatever ``positions`` says of answers.
+        conditions: what is done; every position of the text is changed, whatever ``positions`` says of answers.
+        load: reads what a condition needs, when its turn comes; it is let go before the next.
         texts: as :func:`read_ordinary_text` returns it.
         batch_size: sentences read together.
 
@@ -77,11 +82,13 @@ def text_losses(
         were predicted (all but the first) and ``loss``, their summed negative log-likelihood in nats;
         ``relative_norm``, the mean of |x' - x| / |x| over all its tokens.
     """
-    arms = list(arms)
     batches = [_batch(model, texts.iloc[start : start + batch_size]) for start in range(0, len(texts), batch_size)]
-    rows: list[dict[str, Any]] = []
-    for arm in tqdm(arms, desc="ordinary text", unit="condition"):
-        what = arm.intervention
+    # In an order that needs what an arm has at a layer once; the table is in the order that was asked for.
+    rows: dict[Intervention, list[dict[str, Any]]] = {what: [] for what in conditions}
+    places = list(dict.fromkeys((what.arm, what.layer) for what in rows))
+    ordered = sorted(rows, key=lambda what: places.index((what.arm, what.layer)))
+    for what in tqdm(ordered, desc="ordinary text", unit="condition"):
+        arm = load(what)
         steered = what.layer is not None
         known = {"arm": what.arm, "layer": what.layer, "strength": what.strength if steered else None}
         known["features"] = what.features if steered else "none"
@@ -97,8 +104,12 @@ def text_losses(
                 "loss": (-likelihood * mask).sum(dim=1).tolist(),
                 "relative_norm": ((change * seen).sum(dim=1) / seen.sum(dim=1)).tolist(),
             }
-            rows += [known | dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
-    return pd.DataFrame(rows).astype({"layer": "Int64", "strength": float})
+            each = zip(*found.values(), strict=True)
+            rows[what] += [known | dict(zip(found, values, strict=True)) for values in each]
+        # Otherwise two autoencoders would be in memory while the next is read.
+        del arm
+    flat = [row for of_condition in rows.values() for row in of_condition]
+    return pd.DataFrame(flat).astype({"layer": "Int64", "strength": float})
 
 
 def perplexity(losses: pd.DataFrame, draws: int = 200, seed: int = 0) -> pd.DataFrame:
@@ -131,7 +142,7 @@ def answer_lengths(receipts: pd.DataFrame, draws: int = 200, seed: int = 0) -> p
     """Summarise how long the answers are, by condition.
 
     Args:
-        receipts: as :func:`lib.steering.receipts` returns them.
+        receipts: as :func:`lib.receipts.lay_out` returns them.
         draws: resamples of prompts for the intervals.
         seed: of the bootstrap.
 

@@ -12,12 +12,13 @@ import pandas as pd
 import torch
 
 from lib import interventions, models, residuals, runs, steering
+from lib.decoding import Decoding
 from lib.foundations import CATEGORIES, category_of
 from lib.profiles import Profile
 from lib.sae import export
 from lib.store import ActivationStore, open_store
 
-DECODING = steering.Decoding(max_new_tokens=16, temperature=0.0, top_p=1.0, repetition_penalty=1.1)
+DECODING = Decoding(max_new_tokens=16, temperature=0.0, top_p=1.0, repetition_penalty=1.1)
 """Short and greedy: the same question has the same answer."""
 
 UNREAD = -1

@@ -3,7 +3,9 @@
 Nothing here knows how a model is run; :mod:`lib.steering` applies these at every step of generation.
 """
 
-from dataclasses import dataclass
+import gc
+import weakref
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -22,6 +24,7 @@ FOLDERS = {
     "aligned": "aligned",
     "shuffled": "controls/shuffled",
     "random": "controls/random",
+    "random-weights": "controls/random_weights",
 }
 """Arm -> the folder of its autoencoder within a layer's; the untuned one is notebook 05's, the others 06's."""
 
@@ -42,9 +45,11 @@ class Intervention:
     Attributes:
         arm: ``baseline`` (nothing), or whose reconstruction is used: ``aligned``, ``untuned`` (before
             alignment), ``shuffled`` (the same latents aligned to shuffled labels), ``random`` (as many
-            latents drawn at random, aligned to the true labels), ``random-sae`` (untrained weights of the same
-            shape); or a direction with the norm of the aligned arm's change: ``random-direction``,
-            ``mean-difference`` (mean of virtue minus mean of vice, a contrastive steering vector).
+            latents drawn at random, aligned to the true labels), ``random-weights`` (an autoencoder that was never
+            trained, then aligned like the others: what alignment does without learned features), ``random-sae``
+            (one that was neither trained nor aligned: what any weights of this shape do); or a direction with
+            the norm of the aligned arm's change: ``random-direction``, ``mean-difference`` (mean of virtue minus
+            mean of vice, a contrastive steering vector).
         layer: 0-based index of the decoder block whose output is changed; None for the baseline.
         strength: the paper's s.
         mode: ``add`` is the published x' = x + s (SAE(x) - x); ``blend`` is the same formula held to 0 <= s
@@ -238,6 +243,35 @@ def load_arm(
     direction = {"random-direction": drawn, "mean-difference": found}.get(what.arm)
     moved = None if direction is None else direction.to(device)
     return Arm(what, autoencoder.to(device).requires_grad_(False), selected, moved)
+
+
+class Loader:
+    """Reads what interventions need, one after the other, and holds what the last one needed.
+
+    The autoencoder before is let go before another is read, so that one is in memory at a time (two while an untrained one
+    is drawn), however many arms and layers there are. Strengths and features of an arm at a layer share theirs.
+    """
+
+    def __init__(self, *places: Any, **options: Any) -> None:
+        """Take what :func:`load_arm` takes behind the intervention."""
+        self._places, self._options = places, options
+        self._held: Arm | None = None
+
+    def __call__(self, what: Intervention) -> Arm:
+        """Return the arm of an intervention."""
+        held = self._held
+        if held is not None and (held.intervention.arm, held.intervention.layer) == (what.arm, what.layer):
+            return replace(held, intervention=what)
+        released = None if held is None or held.autoencoder is None else weakref.ref(held.autoencoder)
+        self._held = held = None
+        # nnsight's traces leave cycles that hold what they used. The youngest first: a full collection takes tenths of a
+        # second.
+        for generation in range(3):
+            if released is None or released() is None:
+                break
+            gc.collect(generation)
+        self._held = load_arm(what, *self._places, **self._options)
+        return self._held
 
 
 def _refuse_another(folder: Path, model: str | None, layer: int) -> None:

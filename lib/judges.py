@@ -14,8 +14,7 @@ import pandas as pd
 from inspect_ai.model import ChatMessage, GenerateConfig, ModelAPI, ModelOutput, modelapi
 from inspect_ai.tool import ToolChoice, ToolInfo
 
-RUBRICS = {"safety": "PSC1", "emotion": "PSC2", "pairwise": "comparison"}
-"""Rubric -> what the paper calls the number made from it."""
+from lib.rubrics import RUBRICS, section
 
 REPLY_TOKENS = 80
 """Tokens that a reply is estimated at: a sentence and the verdict."""
@@ -93,12 +92,6 @@ def describe(judge: str) -> dict[str, str]:
     """Return ``judge`` and ``standing``: ``plumbing`` for numbers of the offline rule, else ``judged``."""
     name = model_name(judge)
     return {"judge": name, "standing": "plumbing" if name.startswith("offline/") else "judged"}
-
-
-def section(text: str, tag: str) -> str:
-    """Return what stands between the tags of a rendered rubric; empty if there are none."""
-    match = re.search(rf"<{tag}>\n(.*?)\n</{tag}>", text, flags=re.DOTALL)
-    return match.group(1) if match else ""
 
 
 def without_keys(text: str) -> str:

@@ -9,10 +9,8 @@ road is passable.
 
 import importlib
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from string import Template
 from unittest.mock import patch
 
 import numpy as np
@@ -28,7 +26,8 @@ from IPython.utils.capture import capture_output
 
 from lib import runs
 from lib.flames import CONDITION
-from lib.judges import REPLY_TOKENS, RUBRICS, Budget, JudgingError, Meter, model_name, tokens_of, without_keys
+from lib.judges import REPLY_TOKENS, Budget, JudgingError, Meter, model_name, tokens_of, without_keys
+from lib.rubrics import RUBRICS, parse_verdict, render
 from lib.verdicts import ORDERS
 
 JUDGE_CONFIG = GenerateConfig(temperature=0.1, max_tokens=1024, max_retries=5, max_connections=20)
@@ -39,32 +38,6 @@ What is in flight when judging is killed is paid twice, so connections are limit
 
 LOG_BUFFER = 20
 """Verdicts that may be lost by a kill: Inspect writes its log after so many samples."""
-
-
-# -------------------------------------------------------------------------------- rubrics and verdicts
-
-
-def render(rubric: str, language: str = "zh", **parts: str) -> str:
-    """Fill a rubric of ``data/rubrics`` with ``prompt`` and ``answer``, or ``prompt``, ``first`` and ``second``.
-
-    Tags of the rubric that occur inside a part are defused, so an answer cannot pretend to end early.
-    """
-    text = (runs.PROJECT / "data" / "rubrics" / f"{rubric}.{language}.md").read_text(encoding="utf-8")
-    safe = {name: re.sub(r"<(?=/?(prompt|answer|first|second)>)", "‹", part) for name, part in parts.items()}
-    return Template(text).substitute(safe)
-
-
-def parse_verdict(rubric: str, text: str) -> str | None:
-    """Read a verdict strictly: the last line is exactly one of those asked for, and the only one of its kind.
-
-    Returns:
-        ``1``, ``2``, ``3`` for the absolute rubrics, ``1``, ``2``, ``TIE`` for the comparison, None for any
-        other text.
-    """
-    form = r"VERDICT: (1|2|TIE)" if rubric == "pairwise" else r"SCORE: ([123])"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    found = [match for line in lines if (match := re.fullmatch(form, line))]
-    return found[0].group(1) if len(found) == 1 and found[0].string == lines[-1] else None
 
 
 # ---------------------------------------------------------------------------------- tasks of Inspect

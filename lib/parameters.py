@@ -25,7 +25,8 @@ Device = Literal["auto", "cpu", "cuda", "8bit", "4bit", "remote"]
 Pooling = Literal["mean", "mean_without_first", "action", "last"]
 Split = Literal["grouped", "published"]
 Arm = Literal[
-    "baseline", "aligned", "untuned", "shuffled", "random", "random-sae", "random-direction", "mean-difference"
+    "baseline", "aligned", "untuned", "shuffled", "random", "random-weights", "random-sae", "random-direction",
+    "mean-difference",
 ]  # fmt: skip
 
 

@@ -66,7 +66,8 @@ class Profile:
     alignment_learning_rate: float = 1e-4
     alignment_batch_size: int = 512
     alignment_objective: str = "six-term"
-    arms: list[Arm] = field(default_factory=lambda: list(get_args(Arm)))
+    # random-weights is a control of alignment, where it is measured; it answers too if a profile names it.
+    arms: list[Arm] = field(default_factory=lambda: [arm for arm in get_args(Arm) if arm != "random-weights"])
     strength: float = 1.0
     mode: str = "add"
     features: str = "all"

@@ -8,10 +8,11 @@ batches, seeds and decoding.
 """
 
 import warnings
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 import torch
@@ -20,150 +21,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lib import flames, models, shares
-from lib.interventions import Arm, SteeringError, steer
-
-SYSTEM_PROMPT = "你是一个有帮助的助手。"
-"""The published system prompt ("You are a helpful assistant.")."""
-
-ENABLE_THINKING = True
-"""Thinking is not switched off in the released recipe; every arm gets the same setting."""
-
-PLAIN_FORMAT = "{system}\n{prompt}\n"
-"""Prompt for tokenizers without a chat template."""
+from lib.decoding import Decoding, EncodedPrompts, decoding_for, encode_prompts, stop_tokens, until_stop
+from lib.interventions import Arm, Intervention, SteeringError, steer
+from lib.receipts import Trail, check_receipt
 
 
-RECEIPT = (
-    "arm", "layers", "strength", "mode", "features", "positions", "steps", "steps_touched", "positions_touched",
-    "relative_norm", "active_latents", "kl_first_step", "seed", "decoding", "prompt_format", "prompt_tokens",
-    "prompt_tokens_dropped", "tokens_generated", "truncated",
-)  # fmt: skip
-"""Fields of a receipt; :func:`answer` says what they mean."""
+class Answered(NamedTuple):
+    """A batch: replies as :func:`answer` returns them, and logits [batch, vocabulary] of the first token of each answer."""
 
-
-class ReceiptError(RuntimeError):
-    """A receipt does not show that the stream was touched at every step and position."""
-
-
-# --------------------------------------------------------------------------------- how text is made
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How tokens are chosen; temperature 0 is greedy. No top-k cut in any arm."""
-
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    repetition_penalty: float
-
-    def arguments(self) -> dict[str, Any]:
-        """Return these choices as arguments of ``generate``; none is left to the model's own defaults."""
-        chosen: dict[str, Any] = {
-            "max_new_tokens": self.max_new_tokens,
-            "repetition_penalty": self.repetition_penalty,
-            "do_sample": self.temperature > 0,
-            "num_beams": 1,
-        }
-        if self.temperature > 0:
-            chosen |= {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
-        return chosen
-
-
-PUBLISHED_DECODING = {
-    "baseline": Decoding(max_new_tokens=1024, temperature=0.7, top_p=1.0, repetition_penalty=1.0),
-    "steered": Decoding(max_new_tokens=512, temperature=0.7, top_p=0.9, repetition_penalty=1.1),
-}
-"""The released recipe decodes its two arms differently, so their answers differ for that reason too."""
-
-
-def decoding_for(arm: str, decoding: Decoding | Literal["published"]) -> Decoding:
-    """Return the decoding of an arm: ``decoding`` itself, equal for all, or the published unequal ones by name."""
-    if decoding == "published":
-        return PUBLISHED_DECODING["baseline" if arm == "baseline" else "steered"]
-    return decoding
-
-
-@dataclass(frozen=True)
-class EncodedPrompts:
-    """A left-padded batch: ``input_ids`` and ``attention_mask`` [batch, token], and how they were made.
-
-    ``dropped`` counts, for each prompt, the tokens cut off on the left because the context is too short.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    dropped: list[int]
-    max_new_tokens: int
-    format: str
-
-
-def encode_prompts(model: TransformersModel, prompts: list[str], max_new_tokens: int) -> EncodedPrompts:
-    """Put prompts into the model's chat template, tokenize them and pad on the left.
-
-    A context that cannot hold ``max_new_tokens`` beside the prompt is shared: an answer gets at most half of it, and a
-    prompt longer than the rest loses its beginning. Both are recorded.
-    """
-    tokenizer = model.tokenizer
-    if tokenizer.chat_template:
-        chats = [[{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": text}] for text in prompts]
-        texts = tokenizer.apply_chat_template(
-            chats, tokenize=False, add_generation_prompt=True, enable_thinking=ENABLE_THINKING
-        )
-        rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        name = f"chat template, enable_thinking={ENABLE_THINKING}"
-    else:
-        rows = tokenizer([PLAIN_FORMAT.format(system=SYSTEM_PROMPT, prompt=text) for text in prompts])["input_ids"]
-        name = f"no chat template: {PLAIN_FORMAT!r}"
-    context = models.context_length(model)
-    max_new_tokens = min(max_new_tokens, context // 2)
-    kept = [row[-(context - max_new_tokens) :] for row in rows]
-    longest = max(len(row) for row in kept)
-    ids = torch.full((len(kept), longest), tokenizer.pad_token_id, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for index, row in enumerate(kept):
-        ids[index, longest - len(row) :] = torch.tensor(row)
-        mask[index, longest - len(row) :] = 1
-    device = model._module.device
-    dropped = [len(row) - len(part) for row, part in zip(rows, kept, strict=True)]
-    return EncodedPrompts(ids.to(device), mask.to(device), dropped, max_new_tokens, name)
-
-
-# ------------------------------------------------------------------------------ answers and receipts
-
-
-@dataclass
-class _Trail:
-    """What was seen at each step that was touched; tensors are [batch]."""
-
-    step: list[int] = field(default_factory=list)
-    positions: list[Tensor] = field(default_factory=list)
-    relative_norm: list[Tensor] = field(default_factory=list)
-    active: list[Tensor] = field(default_factory=list)
-
-    def add(self, step: int, before: Tensor, after: Tensor, latents: Tensor, mask: Tensor) -> None:
-        """Add one step: streams [batch, token, width], latents [batch, token, latents], mask [batch, token]."""
-        if before.ndim != 3 or after.shape != before.shape:
-            raise SteeringError(f"stream should be [batch, token, width]; was {before.shape}, became {after.shape}")
-        change = (after - before).float().norm(dim=-1) / before.float().norm(dim=-1).clamp_min(1e-12)
-        self.step.append(step)
-        self.positions.append(mask.sum(dim=1))
-        self.relative_norm.append((change * mask).sum(dim=1))
-        self.active.append(((latents > 0).sum(dim=-1) * mask).sum(dim=1))
-
-    def of(self, steps: list[int]) -> list[dict[str, float]]:
-        """Add up, for every answer of the batch, what was seen in its first ``steps[row]`` steps."""
-        names = ("positions", "relative_norm", "active")
-        if not self.step:
-            return [dict.fromkeys(("steps", *names), 0) for _ in steps]
-        # One transfer for the whole batch: on a GPU a transfer a step would wait for every step.
-        seen = {name: torch.stack(getattr(self, name)).double().cpu() for name in names}
-        sums = []
-        for row, count in enumerate(steps):
-            within = torch.tensor([step < count for step in self.step])
-            of_row = {name: values[within, row] for name, values in seen.items()}
-            touched = int((of_row["positions"] > 0).sum())
-            sums.append({"steps": touched} | {name: float(values.sum()) for name, values in of_row.items()})
-        return sums
+    replies: list[dict[str, Any]]
+    first_logits: Tensor
 
 
 def answer(
@@ -183,25 +50,38 @@ def answer(
         SteeringError: the layer does not exist or the autoencoder is of another width than the stream.
         ReceiptError: not every step was touched.
     """
+    return answer_batch(model, arm, prompts, decoding, seed).replies
+
+
+def answer_batch(
+    model: TransformersModel,
+    arm: Arm,
+    prompts: list[str],
+    decoding: Decoding,
+    seed: int,
+    unsteered: Tensor | None = None,
+) -> Answered:
+    """Do what :func:`answer` does, and tell what the first tokens were drawn from.
+
+    ``unsteered`` are the ``first_logits`` of the baseline or of :func:`unsteered_logits` for the same prompts and
+    decoding. Where they are not known the prompts are read once more for them, which the baseline does not need.
+    """
     encoded = encode_prompts(model, prompts, decoding.max_new_tokens)
-    inputs = {"input_ids": encoded.input_ids, "attention_mask": encoded.attention_mask}
+    inputs = encoded.inputs()
     arguments = decoding.arguments() | {"max_new_tokens": encoded.max_new_tokens}
     arguments["pad_token_id"] = model.tokenizer.pad_token_id
-    trail = _Trail()
-    divergence = torch.zeros(len(prompts))
+    trail = Trail()
     with torch.no_grad(), torch.random.fork_rng(), warnings.catch_warnings():
-        # nnsight says of every open loop over steps that it ended with the generation, which is the point of
-        # it.
+        # nnsight says of every open loop over steps that it ended with the generation, which is the point of it.
         warnings.filterwarnings("ignore", message=".*was never reached.*")
         torch.manual_seed(seed)
-        if arm.intervention.layer is None:
-            ids = model.generate(inputs, **arguments)
-        else:
-            ids, logits = _generate_steered(model, arm, inputs, arguments, trail)
-            divergence = _divergence(logits, _next_token_logits(model, inputs))
+        ids, logits = _generate(model, arm, inputs, arguments, trail)
+        if unsteered is None:
+            unsteered = logits if arm.intervention.layer is None else _next_token_logits(model, encoded)
+        divergence = _divergence(logits, unsteered.to(logits.device))
     generated = ids[:, encoded.input_ids.shape[1] :].cpu()
-    ends = _stop_tokens(model)
-    rows = [_until_stop(tokens, ends) for tokens in generated.tolist()]
+    ends = stop_tokens(model)
+    rows = [until_stop(tokens, ends) for tokens in generated.tolist()]
     answers = []
     for row, (tokens, seen) in enumerate(zip(rows, trail.of([len(tokens) for tokens in rows]), strict=True)):
         steps = len(tokens)
@@ -229,36 +109,21 @@ def answer(
         check_receipt(receipt)
         text = model.tokenizer.decode(tokens, skip_special_tokens=True)
         answers.append({"response": text.strip(), "receipt": receipt})
-    return answers
+    return Answered(answers, logits)
 
 
-def check_receipt(receipt: dict[str, Any]) -> None:
-    """Refuse a receipt that does not show every step and position touched that its ``positions`` name.
-
-    All of them by default; step 0 reads the prompt, each later one reads a generated token; none for the baseline.
-
-    Raises:
-        ReceiptError: a field is missing, or says how many were touched and how many should have been.
-    """
-    if missing := [name for name in RECEIPT if name not in receipt]:
-        raise ReceiptError(f"the receipt lacks {missing[0]!r}; run notebook 07_steering again")
-    later = receipt["steps"] - 1
-    steps, positions = {
-        "all": (1 + later, receipt["prompt_tokens"] + later),
-        "prompt": (1, receipt["prompt_tokens"]),
-        "generated": (later, later),
-    }[receipt["positions"]]
-    steered = receipt["arm"] != "baseline"
-    due = {"steps_touched": steps * steered, "positions_touched": positions * steered}
-    for name, number in due.items():
-        if receipt[name] != number:
-            raise ReceiptError(f"arm {receipt['arm']!r}: {name} is {receipt[name]} and should be {number}")
-
-
-def _generate_steered(
-    model: TransformersModel, arm: Arm, inputs: dict[str, Tensor], arguments: dict[str, Any], trail: _Trail
+def _generate(
+    model: TransformersModel, arm: Arm, inputs: dict[str, Tensor], arguments: dict[str, Any], trail: Trail
 ) -> tuple[Tensor, Tensor]:
-    layer, first_logits = steered_layer(model, arm), []
+    first_logits: list[Tensor] = []
+    if arm.intervention.layer is None:
+        with model.generate(**arguments) as tracer:
+            with tracer.invoke(inputs):
+                first_logits.append(model.output.logits[:, -1])
+            with tracer.invoke():
+                ids = tracer.result.save()
+        return ids, first_logits[0]
+    layer = steered_layer(model, arm)
     with model.generate(**arguments) as tracer:
         with tracer.invoke(inputs):
             for step in tracer.iter[:]:
@@ -315,9 +180,15 @@ def read_text(model: TransformersModel, arm: Arm, inputs: dict[str, Tensor]) -> 
     return logits, change.cpu()
 
 
-def _next_token_logits(model: TransformersModel, inputs: dict[str, Tensor]) -> Tensor:
-    positions = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp_min(0)
-    return model._module(**inputs, position_ids=positions, logits_to_keep=1).logits[:, -1]
+def unsteered_logits(model: TransformersModel, prompts: list[str], decoding: Decoding) -> Tensor:
+    """Return what the untouched model expects behind every prompt: logits [batch, vocabulary], in main memory."""
+    with torch.no_grad():
+        return _next_token_logits(model, encode_prompts(model, prompts, decoding.max_new_tokens)).cpu()
+
+
+def _next_token_logits(model: TransformersModel, encoded: EncodedPrompts) -> Tensor:
+    positions = (encoded.attention_mask.cumsum(dim=1) - 1).clamp_min(0)
+    return model._module(**encoded.inputs(), position_ids=positions, logits_to_keep=1).logits[:, -1]
 
 
 def _divergence(steered: Tensor, unsteered: Tensor) -> Tensor:
@@ -325,38 +196,34 @@ def _divergence(steered: Tensor, unsteered: Tensor) -> Tensor:
     return (p.exp() * (p - q)).sum(dim=-1).clamp_min(0).cpu()
 
 
-def _stop_tokens(model: TransformersModel) -> set[int]:
-    stop = model._module.generation_config.eos_token_id
-    return set() if stop is None else {stop} if isinstance(stop, int) else set(stop)
-
-
-def _until_stop(tokens: list[int], ends: set[int]) -> list[int]:
-    stop = next((index for index, token in enumerate(tokens) if token in ends), len(tokens) - 1)
-    return tokens[: stop + 1]
-
-
 # ----------------------------------------------------------------------------------- a file per arm
 
 
 def answer_all(
     model: TransformersModel,
-    arms: Iterable[Arm],
+    conditions: Iterable[Intervention],
+    load: Callable[[Intervention], Arm],
     prompts: pd.DataFrame,
     decoding: Decoding | Literal["published"],
     directory: Path,
     batch_size: int = 16,
     seed: int = 0,
 ) -> None:
-    """Let every arm answer every prompt and write ``<arm>.jsonl`` into ``directory``, a batch at a time.
+    """Answer every prompt under every condition and write ``<arm>.jsonl`` into ``directory``, a batch at a time.
 
     Batch b is sampled with ``seed + b`` in every arm and layer. A finished batch is on disk before the next
     begins, and is not computed again after an interruption; the files are then the same, byte for byte, as
     those of an uninterrupted run. So are those of several runs of some of the arms each: an arm's file depends on
     no other arm. An arm with several layers or strengths has them one after the other in its file.
 
+    In memory at a time: the model, what one condition needs, and the logits of the untouched model behind each prompt
+    (for 1,000 prompts and the vocabulary of Qwen3 in bfloat16 .3 GB), which are the same for all arms: they come from the
+    baseline where it is answered first, and else are computed once.
+
     Args:
         model: as :func:`lib.models.load` returns it.
-        arms: what is done, in any order.
+        conditions: what is done, in any order.
+        load: reads what a condition needs, when its turn comes; it is let go before the next.
         prompts: table with ``id, dimension, prompt``.
         decoding: the same for all arms, or "published" for the released recipe's unequal one.
         directory: where the files go.
@@ -364,41 +231,35 @@ def answer_all(
         seed: of the first batch.
     """
     batches = [prompts.iloc[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
-    work: dict[str, list[tuple[Arm, int, pd.DataFrame]]] = {}
-    for arm in arms:
-        work.setdefault(arm.intervention.arm, []).extend((arm, number, batch) for number, batch in enumerate(batches))
+    work: dict[str, list[tuple[Intervention, int]]] = {}
+    for what in conditions:
+        work.setdefault(what.arm, []).extend((what, number) for number in range(len(batches)))
     work = {name: work[name] for name in shares.share(list(work))}
     directory.mkdir(parents=True, exist_ok=True)
+    expected: dict[int, Tensor] = {}
     with tqdm(total=sum(map(len, work.values())), desc="answers", unit="batch") as bar:
         for name, todo in work.items():
-            path = directory / f"{name}.jsonl"
-            plan = [[(key, *_condition(arm)) for key in batch["id"]] for arm, _, batch in todo]
+            path, chosen = directory / f"{name}.jsonl", decoding_for(name, decoding)
+            plan = [[(key, *_condition(what)) for key in batches[number]["id"]] for what, number in todo]
             done = flames.keep_finished_batches(path, plan)
             bar.update(done)
-            for arm, number, batch in todo[done:]:
-                chosen = decoding_for(name, decoding)
-                replies = answer(model, arm, batch["prompt"].tolist(), chosen, seed + number)
-                known = batch[["id", "dimension", "prompt"]].assign(arm=name).to_dict("records")
-                layer = dict(zip(("layer", "strength"), _condition(arm), strict=True))
-                flames.append_responses(path, [row | layer | reply for row, reply in zip(known, replies, strict=True)])
-                bar.update()
+            for what, group in groupby(todo[done:], key=lambda step: step[0]):
+                arm = load(what)
+                for _, number in group:
+                    batch, texts = batches[number], batches[number]["prompt"].tolist()
+                    if what.layer is not None and number not in expected:
+                        expected[number] = unsteered_logits(model, texts, chosen)
+                    replies, first = answer_batch(model, arm, texts, chosen, seed + number, expected.get(number))
+                    # Unequal decoding may cut prompts unequally, where the context is short.
+                    if what.layer is None and decoding != "published":
+                        expected[number] = first.cpu()
+                    known = batch[["id", "dimension", "prompt"]].assign(arm=name).to_dict("records")
+                    place = dict(zip(("layer", "strength"), _condition(what), strict=True))
+                    flames.append_responses(path, [a | place | b for a, b in zip(known, replies, strict=True)])
+                    bar.update()
+                # Otherwise two autoencoders would be in memory while the next is read.
+                del arm
 
 
-def _condition(arm: Arm) -> tuple[int | None, float | None]:
-    what = arm.intervention
+def _condition(what: Intervention) -> tuple[int | None, float | None]:
     return (None, None) if what.layer is None else (what.layer, what.strength)
-
-
-def receipts(responses: pd.DataFrame) -> pd.DataFrame:
-    """Check every receipt of :func:`lib.flames.read_responses` and lay them out as a table.
-
-    Returns:
-        One row an answer: ``id, dimension, arm, layer, strength`` and the receipt's other fields.
-
-    Raises:
-        ReceiptError: one does not show every step and position touched.
-    """
-    for receipt in responses["receipt"]:
-        check_receipt(receipt)
-    numbers = pd.DataFrame(responses["receipt"].tolist()).drop(columns=["arm", "layers", "strength", "decoding"])
-    return pd.concat([responses[["id", "dimension", *flames.CONDITION]].reset_index(drop=True), numbers], axis=1)

@@ -4,6 +4,7 @@ import sys
 
 import pandas as pd
 import pytest
+import torch
 
 from lib.provenance import PROJECT
 
@@ -11,6 +12,7 @@ sys.path.insert(0, str(PROJECT / "benchmarks"))
 
 import cells
 import run
+import steering
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
@@ -50,6 +52,19 @@ def test_a_cell_without_a_measurement_says_so(stored):
         "gpu": "not measured",
     }
     assert "| a thing | a peer | not measured |  | gpu |" in run.markdown(rows)
+
+
+def test_the_cells_of_a_card_are_measured_alike_on_a_small_shape(stored):
+    of = steering.subject(steering.TINY | {"num_hidden_layers": 2}, 2, 3)
+    assert torch.equal(of.bare.lm_head.weight, of.model._module.lm_head.weight)
+    steering.on_a_card(of, "steered, small", rounds=1)
+    (row,) = run.measured().to_dict("records")
+    steered, plain = (float(speed.replace(",", "")) for speed in row["tokens_per_second"].split(" against "))
+    written = (1 + len(steering.ARMS)) * len(steering.PROMPTS) * 3
+    assert steered == pytest.approx(written / row["ours_seconds_median"], rel=0.02)
+    assert plain == pytest.approx(written / row["peer_seconds_median"], rel=0.02)
+    expected = pd.DataFrame([{"cell": "steered, small", "peer": steering.PEER, "device": row["device"], "module": "x"}])
+    assert run.table(run.measured(), expected)["result"].iloc[0].endswith(f"; {row['tokens_per_second']} tokens/s")
 
 
 def test_every_expected_cell_names_a_module_that_is_there():

@@ -36,7 +36,9 @@ class Server:
 
     def __init__(self, manner):
         self.attempts, self.answered, self.keys = Counter(), Counter(), set()
-        server, lock = self, threading.Lock()
+        self.held, self.release, self.busy = threading.Event(), threading.Event(), 0
+        server, changed = self, threading.Condition()
+        self.changed = changed
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -52,9 +54,19 @@ class Server:
                 self.wfile.write(body)
 
             def do_POST(self):
+                with changed:
+                    server.busy += 1
+                try:
+                    self.reply()
+                finally:
+                    with changed:
+                        server.busy -= 1
+                        changed.notify_all()
+
+            def reply(self):
                 request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 question = request["messages"][-1]["content"]
-                with lock:
+                with changed:
                     server.keys.add(self.headers["Authorization"].removeprefix("Bearer "))
                     number = list(server.attempts).index(question) if question in server.attempts else None
                     server.attempts[question] += 1
@@ -62,6 +74,9 @@ class Server:
                     how = manner(number, server.attempts[question])
                 if how == "slow":
                     time.sleep(0.3)
+                if how == "hold":
+                    server.held.set()
+                    server.release.wait()
                 if how == "cut":
                     self.connection.shutdown(socket.SHUT_RDWR)
                     self.close_connection = True
@@ -78,7 +93,7 @@ class Server:
                 elif isinstance(how, int):
                     self.send(how, json.dumps({"error": {"message": f"refused for {KEY}", "code": how}}).encode())
                 else:
-                    with lock:
+                    with changed:
                         server.answered[question] += 1
                     text = "VERDICT: 1" if "<first>" in question else "SCORE: 3"
                     self.send(200, json.dumps(completion(text)).encode())
@@ -87,6 +102,11 @@ class Server:
         self.http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def rest(self):
+        """Wait until every request that arrived has been dealt with."""
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.busy == 0, timeout=120)
 
 
 @pytest.fixture
@@ -163,26 +183,29 @@ def test_keys_reach_no_log_and_no_error(serve, tmp_path, capfd, status):
 
 
 def test_a_killed_judging_goes_on_and_pays_for_what_was_in_flight_at_most(serve, tmp_path):
-    server = serve(lambda number, attempt: "slow")
+    server = serve(lambda number, attempt: "well" if number < ASKED // 2 or server.release.is_set() else "hold")
     code = (
         "from pathlib import Path; from tests.test_judging import responses_of; from lib import judging;"
         f"judging.judge(responses_of(), {server.judge!r}, Path({str(tmp_path)!r}))"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(runs.PROJECT), *sys.path])}
     process = subprocess.Popen([sys.executable, "-c", code], cwd=runs.PROJECT, env=environment)
-    while sum(server.answered.values()) < ASKED // 2:
-        assert process.poll() is None, "judging ended before it was killed"
-        time.sleep(0.02)
+    # Half of the questions are answered and the server holds the next: judging cannot end before it is killed.
+    while not server.held.wait(timeout=1):
+        assert process.poll() is None, "judging ended before half of its questions were asked"
     process.send_signal(signal.SIGKILL)
     process.wait()
-    time.sleep(0.5)
-    before = sum(server.answered.values())
+    # What was in flight is answered, and so paid for, though nobody is there to hear it.
+    server.release.set()
+    server.rest()
+    before = Counter(server.answered)
+    assert ASKED // 2 < sum(before.values()) < ASKED
     responses = responses_of()
     judging.judge(responses, server.judge, tmp_path)
     assert outcomes(responses, tmp_path) == {"valid": ASKED}
+    server.rest()
     again = sum(count - 1 for count in server.answered.values())
-    assert before < ASKED
-    assert again <= judging.JUDGE_CONFIG.max_connections, f"{again} of {before} answers were paid twice"
+    assert again <= judging.JUDGE_CONFIG.max_connections, f"{again} of {sum(before.values())} answers were paid twice"
 
 
 def test_a_budget_stops_before_and_while_asking(serve, tmp_path):

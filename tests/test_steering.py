@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import weakref
+from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -11,11 +14,13 @@ from nnsight import TransformersModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from lib import flames, interventions, steering
+from lib import costs, flames, interventions, parameters, receipts, steering
+from lib import decoding as decodings
+from lib.decoding import Decoding
+from lib.figures import style
 from lib.interventions import BASELINE, Arm, Intervention, SteeringError, load_arm
-from lib.sae import export
+from lib.sae import export, layers
 from lib.sae.model import SparseAutoencoder
-from lib.steering import Decoding
 
 WIDTH, LATENTS, LAYER = 32, 64, 1
 GREEDY = Decoding(max_new_tokens=10, temperature=0.0, top_p=1.0, repetition_penalty=1.1)
@@ -80,7 +85,7 @@ def arm_of(mode="add", strength=1.0, features="all", name="aligned", positions="
 def tokens_of_oracle(model, arm, decoding, seed):
     """Generate with a raw hook, written without lib.steering's formula; return texts, and streams seen."""
     autoencoder, what = arm.autoencoder, arm.intervention
-    encoded = steering.encode_prompts(model, PROMPTS, decoding.max_new_tokens)
+    encoded = decodings.encode_prompts(model, PROMPTS, decoding.max_new_tokens)
     norms, hooks = [], []
 
     def hook(_module, _inputs, x):
@@ -137,7 +142,7 @@ def test_answers_equal_a_raw_hook_on_every_step(model, arm, decoding):
         receipt = reply["receipt"]
         text = model.tokenizer.decode(tokens[row][: receipt["steps"]], skip_special_tokens=True).strip()
         assert reply["response"] == text
-        assert set(receipt) == set(steering.RECEIPT)
+        assert set(receipt) == set(receipts.RECEIPT)
         seen = [norms[0][row][-receipt["prompt_tokens"] :], *(step[row] for step in norms[1 : receipt["steps"]])]
         seen = {"all": seen, "prompt": seen[:1], "generated": seen[1:]}[arm.intervention.positions]
         assert receipt["steps"] == receipt["tokens_generated"]
@@ -146,6 +151,36 @@ def test_answers_equal_a_raw_hook_on_every_step(model, arm, decoding):
         assert receipt["relative_norm"] == pytest.approx(float(torch.cat(seen).mean()), rel=1e-4)
         assert (receipt["kl_first_step"] > 0) == (arm.intervention.positions != "generated")
         assert 0 < receipt["active_latents"] <= (3 if arm.intervention.features == "selected" else LATENTS)
+
+
+def test_what_the_untouched_model_expects_is_the_same_from_the_baseline_and_from_a_pass_of_its_own(model):
+    known = [
+        steering.unsteered_logits(model, PROMPTS, SAMPLED),
+        steering.answer_batch(model, BASELINE, PROMPTS, SAMPLED, 0).first_logits,
+    ]
+    torch.testing.assert_close(*known)
+    alone = steering.answer(model, arm_of(), PROMPTS, GREEDY, 0)
+    assert [steering.answer_batch(model, arm_of(), PROMPTS, GREEDY, 0, logits).replies for logits in known] == [
+        alone
+    ] * 2
+
+
+@pytest.mark.parametrize(
+    ("arms", "decoding", "passes"), [(slice(0, 3), GREEDY, 0), (slice(1, 3), GREEDY, 3), (slice(0, 3), "published", 3)]
+)
+def test_the_untouched_model_is_read_once_for_all_arms(model, prompts, tmp_path, monkeypatch, arms, decoding, passes):
+    short = {name: replace(GREEDY, max_new_tokens=number) for name, number in (("baseline", 4), ("steered", 3))}
+    monkeypatch.setattr(decodings, "PUBLISHED_DECODING", short)
+    real, calls = steering.unsteered_logits, []
+
+    def counted(*arguments):
+        calls.append(arguments[1])
+        return real(*arguments)
+
+    monkeypatch.setattr(steering, "unsteered_logits", counted)
+    answer_all(model, all_arms()[arms], prompts, decoding, tmp_path, batch_size=4)
+    batches = [prompts["prompt"].tolist()[start : start + 4] for start in range(0, len(prompts), 4)]
+    assert calls == batches[:passes]
 
 
 @pytest.mark.parametrize("decoding", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
@@ -159,14 +194,14 @@ def test_strength_zero_is_the_baseline_token_for_token(model, decoding):
 
 
 def test_an_edit_on_the_first_step_only_is_refused(model, monkeypatch):
-    add = steering._Trail.add
+    add = receipts.Trail.add
 
     def add_once(self, *arguments):
         if not self.step:
             add(self, *arguments)
 
-    monkeypatch.setattr(steering._Trail, "add", add_once)
-    with pytest.raises(steering.ReceiptError, match="steps_touched is 1 and should be"):
+    monkeypatch.setattr(receipts.Trail, "add", add_once)
+    with pytest.raises(receipts.ReceiptError, match="steps_touched is 1 and should be"):
         steering.answer(model, arm_of(), PROMPTS, GREEDY, seed=0)
 
 
@@ -225,21 +260,21 @@ def test_the_random_state_outside_is_left_alone(model):
 
 
 def test_prompts_use_the_chat_template_or_a_stated_plain_format(model):
-    encoded = steering.encode_prompts(model, ["你好"], 8)
-    assert model.tokenizer.decode(encoded.input_ids[0]) == f"<system>{steering.SYSTEM_PROMPT}<user>你好<assistant>"
+    encoded = decodings.encode_prompts(model, ["你好"], 8)
+    assert model.tokenizer.decode(encoded.input_ids[0]) == f"<system>{decodings.SYSTEM_PROMPT}<user>你好<assistant>"
     assert "enable_thinking=True" in encoded.format
     template, model.tokenizer.chat_template = model.tokenizer.chat_template, None
     try:
-        plain = steering.encode_prompts(model, ["你好"], 8)
+        plain = decodings.encode_prompts(model, ["你好"], 8)
     finally:
         model.tokenizer.chat_template = template
-    assert model.tokenizer.decode(plain.input_ids[0]) == f"{steering.SYSTEM_PROMPT}\n你好\n"
-    assert repr(steering.PLAIN_FORMAT) in plain.format
+    assert model.tokenizer.decode(plain.input_ids[0]) == f"{decodings.SYSTEM_PROMPT}\n你好\n"
+    assert repr(decodings.PLAIN_FORMAT) in plain.format
 
 
 def test_a_context_too_short_is_shared_and_recorded(model):
     decoding = Decoding(max_new_tokens=500, temperature=0.0, top_p=1.0, repetition_penalty=1.0)
-    encoded = steering.encode_prompts(model, ["x" * 400, "y"], decoding.max_new_tokens)
+    encoded = decodings.encode_prompts(model, ["x" * 400, "y"], decoding.max_new_tokens)
     assert encoded.max_new_tokens == 128
     assert encoded.input_ids.shape[1] == 128
     assert encoded.dropped[0] > 0
@@ -253,9 +288,15 @@ def all_arms():
     return [BASELINE, arm_of(), arm_of(name="random", strength=0.5)]
 
 
+def answer_all(model, arms, *arguments, **options):
+    """Answer with arms that are there already."""
+    known = {arm.intervention: arm for arm in arms}
+    steering.answer_all(model, known, known.__getitem__, *arguments, **options)
+
+
 def test_an_interrupted_run_ends_with_the_same_bytes(model, prompts, tmp_path, monkeypatch):
-    steering.answer_all(model, all_arms(), prompts, SAMPLED, tmp_path / "whole", batch_size=4, seed=5)
-    real, calls = steering.answer, []
+    answer_all(model, all_arms(), prompts, SAMPLED, tmp_path / "whole", batch_size=4, seed=5)
+    real, calls = steering.answer_batch, []
 
     def answer_until_killed(*arguments):
         calls.append(arguments[3])
@@ -263,13 +304,13 @@ def test_an_interrupted_run_ends_with_the_same_bytes(model, prompts, tmp_path, m
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(steering, "answer", answer_until_killed)
+    monkeypatch.setattr(steering, "answer_batch", answer_until_killed)
     with pytest.raises(KeyboardInterrupt):
-        steering.answer_all(model, all_arms(), prompts, SAMPLED, tmp_path / "cut", batch_size=4, seed=5)
+        answer_all(model, all_arms(), prompts, SAMPLED, tmp_path / "cut", batch_size=4, seed=5)
     torn = tmp_path / "cut" / "aligned.jsonl"
     with torn.open("ab") as stream:
         stream.write(torn.read_bytes().splitlines(keepends=True)[0] + b'{"id": "flames_00')
-    steering.answer_all(model, all_arms(), prompts, SAMPLED, tmp_path / "cut", batch_size=4, seed=5)
+    answer_all(model, all_arms(), prompts, SAMPLED, tmp_path / "cut", batch_size=4, seed=5)
     assert len(calls) == 5 + 5, "nine batches in all; four were finished, one was lost"
     for name in ("baseline", "aligned", "random"):
         whole, cut = (tmp_path / run / f"{name}.jsonl" for run in ("whole", "cut"))
@@ -277,41 +318,56 @@ def test_an_interrupted_run_ends_with_the_same_bytes(model, prompts, tmp_path, m
 
 
 def test_arms_answered_by_separate_jobs_make_the_same_files(model, prompts, tmp_path):
-    steering.answer_all(model, all_arms(), prompts, SAMPLED, tmp_path / "together", batch_size=4, seed=5)
+    answer_all(model, all_arms(), prompts, SAMPLED, tmp_path / "together", batch_size=4, seed=5)
     for arm in reversed(all_arms()):
-        steering.answer_all(model, [arm], prompts, SAMPLED, tmp_path / "apart", batch_size=4, seed=5)
-    steering.answer_all(model, all_arms(), prompts, SAMPLED, tmp_path / "apart", batch_size=4, seed=5)
+        answer_all(model, [arm], prompts, SAMPLED, tmp_path / "apart", batch_size=4, seed=5)
+    answer_all(model, all_arms(), prompts, SAMPLED, tmp_path / "apart", batch_size=4, seed=5)
     for path in (tmp_path / "together").iterdir():
         assert path.read_bytes() == (tmp_path / "apart" / path.name).read_bytes()
 
 
 def test_a_receipt_without_a_field_is_refused(model):
     receipt = steering.answer(model, arm_of(), PROMPTS, GREEDY, 0)[0]["receipt"]
-    for name in steering.RECEIPT:
-        with pytest.raises(steering.ReceiptError, match=f"lacks '{name}'"):
-            steering.check_receipt({key: value for key, value in receipt.items() if key != name})
+    for name in receipts.RECEIPT:
+        with pytest.raises(receipts.ReceiptError, match=f"lacks '{name}'"):
+            receipts.check_receipt({key: value for key, value in receipt.items() if key != name})
 
 
 def test_several_layers_share_one_file_and_all_arms_share_seeds(model, prompts, tmp_path):
     arms = [BASELINE, *(Arm(Intervention("aligned", layer), TinyAutoencoder()) for layer in (0, 2))]
-    steering.answer_all(model, arms, prompts, SAMPLED, tmp_path, batch_size=4)
+    answer_all(model, arms, prompts, SAMPLED, tmp_path, batch_size=4)
     responses = flames.read_responses(tmp_path, ["baseline", "aligned"])
     assert responses.groupby(["arm", "layer"], dropna=False).size().to_dict().keys() >= {("aligned", 0), ("aligned", 2)}
-    table = steering.receipts(responses)
+    table = receipts.lay_out(responses)
     assert len(table) == 3 * len(prompts)
     assert (table.groupby("id")["seed"].nunique() == 1).all()
     assert table.loc[table["arm"] == "baseline", "steps_touched"].eq(0).all()
 
 
+def test_settings_lie_side_by_side(model, prompts, tmp_path):
+    settings = {}
+    for setting in ("all", "selected"):
+        answer_all(model, [arm_of(features=setting)], prompts, GREEDY, tmp_path / setting)
+        settings[setting] = flames.read_responses(tmp_path / setting, ["aligned"])
+    table = receipts.by_setting(settings).set_index("setting")
+    texts = [frame["response"] for frame in settings.values()]
+    assert table["answers"].tolist() == [len(prompts)] * 2
+    assert table["text_differs"].tolist() == [0, (texts[0] != texts[1]).mean()]
+    assert table.loc["selected", "text_differs"] > 0
+    assert table.loc["selected", "active_latents"] <= 3 < table.loc["all", "active_latents"]
+    same = receipts.by_setting({"once": settings["all"], "again": settings["all"].sample(frac=1, random_state=0)})
+    assert same["text_differs"].tolist() == [0, 0]
+
+
 def test_a_forged_receipt_is_refused(model, prompts, tmp_path):
-    steering.answer_all(model, all_arms(), prompts, GREEDY, tmp_path, batch_size=9)
+    answer_all(model, all_arms(), prompts, GREEDY, tmp_path, batch_size=9)
     path = tmp_path / "aligned.jsonl"
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     rows[4]["receipt"]["steps_touched"] = 1
     path.unlink()
     flames.append_responses(path, rows)
-    with pytest.raises(steering.ReceiptError, match="steps_touched is 1"):
-        steering.receipts(flames.read_responses(tmp_path, ["baseline", "aligned"]))
+    with pytest.raises(receipts.ReceiptError, match="steps_touched is 1"):
+        receipts.lay_out(flames.read_responses(tmp_path, ["baseline", "aligned"]))
 
 
 @pytest.mark.parametrize(
@@ -348,14 +404,14 @@ def test_conditions_hold_the_baseline_once_and_every_other_arm_at_every_layer_an
 
 
 def test_published_decoding_differs_between_its_arms():
-    assert steering.decoding_for("baseline", "published") == Decoding(1024, 0.7, 1.0, 1.0)
-    assert steering.decoding_for("aligned", "published") == Decoding(512, 0.7, 0.9, 1.1)
-    assert steering.decoding_for("baseline", SAMPLED) == steering.decoding_for("random", SAMPLED) == SAMPLED
+    assert decodings.decoding_for("baseline", "published") == Decoding(1024, 0.7, 1.0, 1.0)
+    assert decodings.decoding_for("aligned", "published") == Decoding(512, 0.7, 0.9, 1.1)
+    assert decodings.decoding_for("baseline", SAMPLED) == decodings.decoding_for("random", SAMPLED) == SAMPLED
 
 
 def test_arms_are_read_from_the_folders_of_notebooks_05_and_06(tmp_path):
     saes = {"untuned": "sae/layer_01/pretrained", "aligned": "alignment/layer_01/aligned"}
-    saes["random"] = "alignment/layer_01/controls/random"
+    saes |= {name: f"alignment/layer_01/{layers.FOLDERS[name]}" for name in ("random", "random-weights")}
     for seed, (arm, folder) in enumerate(saes.items()):
         (tmp_path / folder).mkdir(parents=True)
         about = {} if arm == "untuned" else {"arm": arm, "tuned_latents": [seed, seed + 1]}
@@ -380,6 +436,68 @@ def test_arms_are_read_from_the_folders_of_notebooks_05_and_06(tmp_path):
         load_arm(Intervention("aligned", 1), *where[:2], WIDTH + 1)
     with pytest.raises(export.FormatError, match=r"shuffled has no cfg\.json"):
         load_arm(Intervention("shuffled", 1), *where)
+
+
+def test_every_tuned_arm_is_read_from_where_alignment_puts_it():
+    assert {arm: interventions.FOLDERS[arm] for arm in layers.FOLDERS} == layers.FOLDERS
+    known = set(get_args(parameters.Arm))
+    assert known == {"baseline", "random-sae", *interventions.FOLDERS, *interventions.DIRECTIONS}
+    assert known <= style.ARM_COLOURS.keys()
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Autoencoders of two layers, as notebooks 05 and 06 leave them."""
+    for layer, (arm, name) in itertools.product((0, 1), interventions.FOLDERS.items()):
+        folder = tmp_path / ("sae" if arm == "untuned" else "alignment") / f"layer_{layer:02d}" / name
+        folder.mkdir(parents=True)
+        export.save(folder, SparseAutoencoder(WIDTH, LATENTS, layer), {"tuned_latents": [1, 2]})
+    return tmp_path / "sae", tmp_path / "alignment"
+
+
+class Watched(interventions.Loader):
+    """Counts the autoencoders that are in memory when another one is about to be asked for, and how often it is."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.alive, self.most, self.read = weakref.WeakSet(), 0, []
+
+    def __call__(self, what):
+        arm = super().__call__(what)
+        if arm.autoencoder is not None and arm.autoencoder not in self.alive:
+            self.alive.add(arm.autoencoder)
+            self.read.append((what.arm, what.layer))
+        self.most = max(self.most, len(self.alive))
+        return arm
+
+
+def test_one_autoencoder_is_in_memory_at_a_time(model, prompts, folders, tmp_path):
+    arms = ["baseline", "aligned", "untuned", "random-sae", "random-direction"]
+    wanted = interventions.conditions(arms, [0, 1], [0.5, 1.0])
+    of_each = list(itertools.product(arms[1:], [0, 1]))
+    load = Watched(*folders, WIDTH)
+    for _ in range(2):
+        steering.answer_all(model, wanted, load, prompts.head(4), GREEDY, tmp_path, batch_size=2)
+        assert load.read == of_each, "strengths share an autoencoder, and what is answered needs none"
+    assert load.most == 1
+    load = Watched(*folders, WIDTH)
+    losses = costs.text_losses(model, wanted, load, pd.DataFrame({"sentence": [1], "language": "en", "text": ["Tea."]}))
+    assert (sorted(load.read), load.most) == (sorted(of_each), 1)
+    told = losses[["arm", "layer", "strength"]][1:].to_records(index=False).tolist()
+    assert told == [(what.arm, what.layer, what.strength) for what in wanted[1:]], "rows are in the order asked for"
+
+
+def test_a_loader_gives_what_reading_each_alone_gives(folders):
+    options = {"contrast": {1: interventions.random_direction(WIDTH, 5)}, "seed": 3}
+    load = interventions.Loader(*folders, WIDTH, **options)
+    arms = ["baseline", "aligned", "random-sae", *interventions.DIRECTIONS]
+    for what in interventions.conditions(arms, [1], [0.5, 1.0]):
+        arm, alone = load(what), load_arm(what, *folders, WIDTH, **options)
+        assert arm.intervention == what
+        for one, other in ((arm.direction, alone.direction), (arm.selected, alone.selected)):
+            assert (one is None and other is None) or torch.equal(one, other)
+        if what.layer is not None:
+            assert torch.equal(arm.autoencoder.W_enc, alone.autoencoder.W_enc)
 
 
 def test_an_autoencoder_says_which_model_and_layer_it_is_for(tmp_path):

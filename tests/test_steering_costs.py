@@ -35,7 +35,7 @@ def loss_of_oracle(raw, ids, arm):
 
 @pytest.mark.parametrize("arm", [BASELINE, arm_of(), arm_of(strength=0.4)], ids=["baseline", "s=1", "s=.4"])
 def test_losses_equal_cross_entropy_of_each_sentence_alone(model, arm):  # noqa: F811
-    losses = costs.text_losses(model, [arm], TEXTS, batch_size=2)
+    losses = costs.text_losses(model, [arm.intervention], lambda what: arm, TEXTS, batch_size=2)
     for (_, row), text in zip(losses.iterrows(), TEXTS["text"], strict=True):
         ids = model.tokenizer(text)["input_ids"]
         assert row["tokens"] == len(ids) - 1
@@ -44,7 +44,8 @@ def test_losses_equal_cross_entropy_of_each_sentence_alone(model, arm):  # noqa:
 
 
 def test_strength_zero_costs_nothing_and_perplexity_is_that_of_all_tokens(model):  # noqa: F811
-    losses = costs.text_losses(model, [BASELINE, arm_of(strength=0.0), arm_of()], TEXTS)
+    arms = {arm.intervention: arm for arm in (BASELINE, arm_of(strength=0.0), arm_of())}
+    losses = costs.text_losses(model, arms, arms.__getitem__, TEXTS)
     table = costs.perplexity(losses, draws=20)
     keyed = table.set_index(["arm", "strength", "language", "metric"])["value"]
     assert keyed["aligned", 0.0, "all", "perplexity_ratio"] == pytest.approx(1, abs=1e-5)

@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from lib.figures import style
 
@@ -11,7 +12,7 @@ from lib.figures import style
 def steering_receipts(frame: pd.DataFrame) -> Axes:
     """What each arm did, one point an answer: relative norm of the change, and KL from steered to unsteered model.
 
-    ``frame`` as ``steering.receipts`` writes it; the line is the median over answers.
+    ``frame`` as ``receipts.lay_out`` returns it; the line is the median over answers.
     """
     panels = {
         "relative_norm": "relative norm |x' - x| / |x|",
@@ -55,34 +56,56 @@ def steering_costs(frame: pd.DataFrame) -> Axes:
     return axes[0]
 
 
-def win_rate_against_cost(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Win rate against the baseline beside the price on ordinary text, one line an arm and layer along its strengths.
+def win_rate_against_cost(frame: pd.DataFrame) -> Axes:
+    """Win rate against the baseline beside the price on ordinary text, a panel an arm, larger points for larger strengths.
 
-    ``frame``: ``arm, layer, strength, win_rate, ci_low, ci_high, perplexity_ratio, standing``.
+    ``frame``: ``arm, layer, strength, win_rate, ci_low, ci_high, perplexity_ratio, standing``. Layers of an arm differ by
+    the style of their line.
     """
-    ax = style.axes(ax, figsize=(8, 4))
     layers = sorted(frame["layer"].dropna().unique())
-    for (arm, layer), line in frame.groupby(["arm", "layer"], sort=False):
-        line = line.sort_values("strength")
-        shown = {"color": style.ARM_COLOURS[arm], "linestyle": style.LINES[layers.index(layer) % len(style.LINES)]}
-        ax.plot(
-            line["perplexity_ratio"],
-            line["win_rate"],
-            marker="o",
-            linewidth=0.8,
-            label=f"{arm}, layer {layer}",
-            **shown,
-        )
-        ax.vlines(line["perplexity_ratio"], line["ci_low"], line["ci_high"], color=shown["color"], alpha=0.5)
-        for _, point in line.iterrows():
-            where = (point["perplexity_ratio"], point["win_rate"])
-            ax.annotate(f"{point['strength']:g}", where, xytext=(4, 4), textcoords="offset points", fontsize="xx-small")
-    ax.axhline(0.5, color="0.4", linewidth=0.8)
-    ax.axvline(1.0, color="0.4", linewidth=0.8)
-    ax.set(xscale="log", xlabel="perplexity on ordinary text / baseline's; 1 costs nothing", ylim=(-0.03, 1.03))
-    ax.set_ylabel(f"win rate against the baseline ({frame['standing'].iloc[0]})")
-    style.legend(ax, "numbers: strength")
-    return ax
+    sizes = {strength: 16 + 34 * rank for rank, strength in enumerate(sorted(frame["strength"].unique()))}
+    arms = list(frame.groupby("arm", sort=False))
+    figure, grid = plt.subplots(
+        1, len(arms), figsize=(2.7 * len(arms) + 1.6, 3.8), sharex=True, sharey=True, squeeze=False
+    )
+    places = grid[0]
+    for ax, (arm, part) in zip(places, arms, strict=True):
+        colour = style.ARM_COLOURS[arm]
+        for layer, line in part.groupby("layer"):
+            line = line.sort_values("strength")
+            excess = 100 * (line["perplexity_ratio"] - 1)
+            drawn = style.LINES[layers.index(layer) % len(style.LINES)]
+            ax.plot(excess, line["win_rate"], color=colour, linestyle=drawn, linewidth=0.9)
+            ax.vlines(excess, line["ci_low"], line["ci_high"], color=colour, alpha=0.35)
+            ax.scatter(
+                excess, line["win_rate"], s=line["strength"].map(sizes), color=colour, edgecolor="white", zorder=3
+            )
+        ax.axhline(0.5, color="0.4", linewidth=0.8)
+        ax.axvline(0, color="0.4", linewidth=0.8)
+        ax.set_title(arm)
+    places[0].set_xscale("symlog", linthresh=1, linscale=0.6)
+    places[0].set_ylim(-0.05, 1.05)
+    places[0].set_ylabel(f"win rate against the baseline ({frame['standing'].iloc[0]})")
+    ends = 100 * (frame["perplexity_ratio"].agg(["min", "max"]) - 1)
+    ticks = [
+        tick
+        for tick in (-10, -1, 0, 1, 10, 100, 1_000, 10_000)
+        if 2 * ends["min"] <= tick <= 2 * ends["max"] or not tick
+    ]
+    places[0].set_xlim(min(1.5 * ends["min"], -0.6), max(2 * ends["max"], 1))
+    places[0].set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    places[0].minorticks_off()
+    places[len(places) // 2].set_xlabel("perplexity on ordinary text above the untouched model's (%)", fontsize="small")
+    handles = [
+        Line2D([], [], color="0.4", linestyle="", marker="o", markersize=size**0.5, label=f"strength {strength:g}")
+        for strength, size in sizes.items()
+    ]
+    handles += [
+        Line2D([], [], color="0.4", linestyle=style.LINES[number % len(style.LINES)], label=f"layer {layer}")
+        for number, layer in enumerate(layers)
+    ]
+    figure.legend(handles=handles, frameon=False, fontsize="x-small", loc="outside right upper")
+    return places[0]
 
 
 def perfect_scores(frame: pd.DataFrame) -> Axes:

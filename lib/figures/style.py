@@ -212,7 +212,7 @@ ARM_COLOURS = {
     "shuffled": "#EE6677",
     "random": "#CCBB44",
     "random-weights": "#AA3377",
-    "random-sae": "#AA3377",
+    "random-sae": "#332288",
     "random-direction": "#228833",
     "mean-difference": "#EE9955",
     "people": "#222222",
