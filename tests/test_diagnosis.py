@@ -201,8 +201,9 @@ def test_clusters_equal_those_of_the_hdbscan_package():
     # Prim's algorithm gives the exact spanning tree; the package's default, Boruvka's on trees, differs in a few labels.
     oracle = hdbscan.HDBSCAN(min_cluster_size=100, min_samples=20, algorithm="prims_kdtree", approx_min_span_tree=False)
     expected = oracle.fit_predict(reduced)
-    found, components = structural.cluster(x)
-    assert components == reduced.shape[1]
+    points = structural.components(x)
+    found = structural.hdbscan_labels(points)
+    assert points.shape == reduced.shape
     assert adjusted_rand_score(expected, found) == pytest.approx(1.0)
     assert ((expected < 0) == (found < 0)).all()
 
@@ -253,8 +254,9 @@ def test_components_from_the_covariance_give_the_labels_of_the_full_decompositio
     x = np.concatenate([blobs()[0] @ np.random.default_rng(0).normal(size=(8, 30)), np.zeros((20, 30))])
     full = PCA(0.95, svd_solver="full").fit_transform(x - x.mean(axis=0))
     expected = HDBSCAN(100, min_samples=21, algorithm="brute", copy=True).fit_predict(full)
-    found, components = structural.cluster(x)
-    assert components == full.shape[1]
+    points = structural.components(x)
+    found = structural.hdbscan_labels(points)
+    assert points.shape == full.shape
     assert adjusted_rand_score(expected, found) == 1.0
 
 
@@ -262,7 +264,7 @@ def test_repeated_actions_widen_the_null():
     x, subset = blobs()
     again = np.repeat(np.arange(0, len(x), 5), 5)  # five rows an action, all with its labels
     x, subset = x[again], subset.iloc[again].reset_index(drop=True)
-    found, _ = structural.cluster(x + np.random.default_rng(0).normal(size=x.shape) * 0.1)
+    found = structural.hdbscan_labels(structural.components(x + np.random.default_rng(0).normal(size=x.shape) * 0.1))
     polarity = structural.labelings(subset)["polarity"]
     by_action = structural.shuffled_index(polarity, found, subset["action"].to_numpy(), 100, 0)
     by_row = structural.shuffled_index(polarity, found, np.arange(len(x)), 100, 0)

@@ -87,7 +87,12 @@ def categorical(
 
 
 def separability(
-    representation: np.ndarray, subset: pd.DataFrame, draws: int, shuffles: int, seed: int, arm: str = PUBLISHED
+    representation: np.ndarray | linear.Features,
+    subset: pd.DataFrame,
+    draws: int,
+    shuffles: int,
+    seed: int,
+    arm: str = PUBLISHED,
 ) -> pd.DataFrame:
     """Cross-validate virtue against vice per foundation for one layer, grouped by action.
 
@@ -107,7 +112,8 @@ def separability(
         Columns as :func:`categorical`, metric ``auc`` for each foundation and ``all`` (their mean), arm ``auc`` and, with
         shuffles, ``shuffled``; 0.5 is chance.
     """
-    reason = unusable(representation)
+    read = linear.features(representation)
+    reason = unusable(read.values)
     weights = cluster_weights(subset["action"].to_numpy(), draws, seed)
     fold = linear.grouped_folds(subset["action"].to_numpy(), seed)
     name, null = named("auc", arm), named("shuffled", arm)
@@ -124,7 +130,7 @@ def separability(
         orders = permutations(subset.loc[chosen, "action"].to_numpy(), shuffles, seed)
         labels = np.stack([virtue, *(virtue[order] for order in orders)], axis=1)
         targets = np.where(labels, 1.0, -1.0)
-        scores = linear.ridge_held_out(representation[chosen], targets, fold[chosen], np.arange(targets.shape[1]))
+        scores = linear.ridge_held_out(read[chosen], targets, fold[chosen], np.arange(targets.shape[1]))
         found.append(weighted_auc(virtue, scores[:, 0], weights[:, chosen], fold[chosen]))
         records.append(row(foundation, name, "auc", found[-1], n))
         if shuffles:
@@ -215,9 +221,13 @@ def _shuffled(
     rows: np.ndarray, categories: np.ndarray, actions: np.ndarray, observed: np.ndarray,
     counts: dict[str, int], shuffles: int, seed: int,
 ) -> list[tuple]:  # fmt: skip
-    one = np.ones((1, len(rows)))
-    orders = permutations(actions, shuffles, seed)
-    null = cosines(np.concatenate([prototypes(rows, categories[order], one) for order in orders]))
+    shuffled = categories[np.array(list(permutations(actions, shuffles, seed)))]
+    means = np.full((shuffles, len(CATEGORIES), rows.shape[1]), np.nan)
+    for index, category in enumerate(CATEGORIES):
+        member = (shuffled == category).astype(float)
+        if shuffles and member[0].sum() >= MINIMUM_ROWS:  # a permutation moves labels and keeps their number
+            means[:, index] = member @ rows / member[0].sum()
+    null = cosines(means)
     return [
         null_row(
             name, "shuffled", "opposing_cosine", null[:, 2 * index, 2 * index + 1], counts[name],

@@ -82,9 +82,9 @@ def words_only(actions: list[str], width: int, seed: int) -> np.ndarray:
 
 
 def arms_of(poolings: list[str], published: str) -> list[str]:
-    """Name the representations to analyse, the published one first."""
+    """Name the representations to analyse, the published one first and those of one pooling one after the other."""
     others = [name for name in poolings if name != published]
-    return [PUBLISHED, *others, "length_removed", *SAME_IN_EVERY_LAYER]
+    return [PUBLISHED, "length_removed", *others, *SAME_IN_EVERY_LAYER]
 
 
 def representation(

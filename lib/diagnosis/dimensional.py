@@ -50,7 +50,7 @@ def published(
 
 
 def ridge(
-    representation: np.ndarray,
+    representation: np.ndarray | linear.Features,
     vectors: np.ndarray,
     actions: np.ndarray,
     topics: np.ndarray,
@@ -75,7 +75,8 @@ def ridge(
         Columns as :func:`published`, metric ``r2``; arms ``ridge`` and, with ``nulls``, ``shuffled`` and
         ``shuffled_within_foundations``, each followed by the representation's name if it is not the published one.
     """
-    if reason := unusable(representation) or _too_few(vectors, actions):
+    read = linear.features(representation)
+    if reason := unusable(read.values) or _too_few(vectors, actions):
         return table("target", [missing("all", named("ridge", arm), "r2", len(vectors), reason)])
     labels = {"ridge": vectors}
     if nulls:
@@ -84,7 +85,7 @@ def ridge(
         labels["shuffled_within_foundations"] = shuffled_within(vectors, topics, generator)
     blocks = np.repeat(np.arange(len(labels)), vectors.shape[1])
     fold = linear.grouped_folds(actions, seed)
-    predicted = linear.ridge_held_out(representation, np.hstack(list(labels.values())), fold, blocks)
+    predicted = linear.ridge_held_out(read, np.hstack(list(labels.values())), fold, blocks)
     weights = cluster_weights(actions, draws, seed)
     records: list[tuple] = []
     for block, (name, truth) in enumerate(labels.items()):

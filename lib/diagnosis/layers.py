@@ -1,14 +1,22 @@
 """One model through all four analyses, layer by layer, with every arm: what notebook 03 calls.
 
-A layer is read, analysed and let go, so memory does not grow with the number of layers.
+A layer is read, analysed and let go, so memory does not grow with the number of layers. Two threads share the work, one
+that clusters and one that does the rest, which take about as long: much of either (spanning trees, ranks, small steps of
+training) uses one core whatever library does it.
 """
+
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
 from statsmodels.stats.multitest import multipletests
+from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
-from lib.diagnosis import controls
+from lib.diagnosis import controls, linear
 from lib.diagnosis.categorical import categorical, separability
 from lib.diagnosis.controls import PUBLISHED, SAME_IN_EVERY_LAYER
 from lib.diagnosis.dimensional import published, ridge
@@ -63,37 +71,74 @@ def diagnose(
     words = controls.words_only([store.actions[index] for index in used], store.width, seed)
     thorough = spread(store.layers, control_layers)
     tables: dict[str, list[pd.DataFrame]] = {kind: [] for kind in KINDS}
-    for layer in tqdm(range(store.layers), desc=f"diagnosis of {model}", unit="layer"):
-        pooled = {name: store.read(layer, name)[used] for name in store.poolings}
-        for arm in controls.arms_of(store.poolings, pooling):
-            once = arm in SAME_IN_EVERY_LAYER
-            if layer > 0 if once else layer not in thorough and arm not in WITH_NULLS:
-                continue
-            x, x_probed = (
-                controls.representation(arm, pooled, index, pooling, tokens, words) for index in (of_subset, of_probed)
-            )
-            drawn = shuffles if arm in WITH_NULLS else 0
-            found = {
-                "categorical": [
-                    categorical(x, rows, draws, shuffles, seed, arm),
-                    separability(x, rows, draws, drawn, seed, arm),
-                ],
-                "gradient": [gradient(x, rows, draws, drawn, seed, arm)],
-                "structural": [],
-                "dimensional": [ridge(x_probed, vectors, actions, topics, draws, seed, arm, nulls=drawn > 0)],
-            }
-            if arm == PUBLISHED or layer in thorough:
-                found["structural"].append(structural(x, rows, draws, drawn, seed, arm, resampled=layer in thorough))
-            if arm == PUBLISHED:
-                found["dimensional"].append(published(x_probed, vectors, actions, draws, seed))
-            origin = "none" if once else arm if arm in store.poolings else pooling
-            for kind, frames in found.items():
-                tables[kind] += [
-                    _placed(frame, model, here, origin)
-                    for frame in frames
-                    for here in (range(store.layers) if once else [layer])
+    waiting: deque[tuple[range | list[int], str, dict[str, list[Future[pd.DataFrame]]]]] = deque()
+
+    def collect() -> None:
+        places, origin, found = waiting.popleft()
+        for kind, frames in found.items():
+            tables[kind] += [_placed(frame.result(), model, here, origin) for frame in frames for here in places]
+
+    cores = os.cpu_count() or 1
+    with ThreadPoolExecutor(1) as clusters, ThreadPoolExecutor(1) as rest, threadpool_limits(max(1, cores // 2)):
+        for layer in tqdm(range(store.layers), desc=f"diagnosis of {model}", unit="layer"):
+            pooled = OneAtATime(store, layer, used)
+            for arm in controls.arms_of(store.poolings, pooling):
+                once = arm in SAME_IN_EVERY_LAYER
+                if layer > 0 if once else layer not in thorough and arm not in WITH_NULLS:
+                    continue
+                x, x_probed = (
+                    controls.representation(arm, pooled, index, pooling, tokens, words)
+                    for index in (of_subset, of_probed)
+                )
+                features = rest.submit(linear.features, x, x_probed).result()
+                of_x, of_x_probed = features[: len(x)], features[len(x) :]
+                drawn = shuffles if arm in WITH_NULLS else 0
+                found: dict[str, list[Future[pd.DataFrame]]] = {kind: [] for kind in KINDS}
+                if arm == PUBLISHED or layer in thorough:
+                    arguments = (x, rows, draws, drawn, seed, arm, layer in thorough, of_x)
+                    found["structural"].append(clusters.submit(structural, *arguments))
+                found["categorical"] = [
+                    rest.submit(categorical, x, rows, draws, shuffles, seed, arm),
+                    rest.submit(separability, of_x, rows, draws, drawn, seed, arm),
                 ]
+                found["gradient"].append(rest.submit(gradient, x, rows, draws, drawn, seed, arm))
+                arguments = (of_x_probed, vectors, actions, topics, draws, seed, arm, drawn > 0)
+                found["dimensional"].append(rest.submit(ridge, *arguments))
+                if arm == PUBLISHED:
+                    found["dimensional"].append(rest.submit(published, x_probed, vectors, actions, draws, seed))
+                origin = "none" if once else arm if arm in store.poolings else pooling
+                waiting.append((range(store.layers) if once else [layer], origin, found))
+                if len(waiting) > 1:  # two arms at a time: one more would be one more representation in memory
+                    collect()
+        while waiting:
+            collect()
     return {kind: corrected(pd.concat(frames, ignore_index=True)) for kind, frames in tables.items()}
+
+
+class OneAtATime(Mapping[str, np.ndarray]):
+    """The poolings of a layer, read when asked for; the one read last is kept, so that memory holds one at a time.
+
+    Args:
+        store: pooled residual streams.
+        layer: index of the decoder block.
+        used: rows of the store to keep, [rows].
+    """
+
+    def __init__(self, store: ActivationStore, layer: int, used: np.ndarray) -> None:
+        self.store, self.layer, self.used = store, layer, used
+        self.kept: tuple[str, np.ndarray] | None = None
+
+    def __getitem__(self, pooling: str) -> np.ndarray:
+        if self.kept is None or self.kept[0] != pooling:
+            self.kept = None  # lets go of it before the next is read
+            self.kept = pooling, self.store.read(self.layer, pooling)[self.used]
+        return self.kept[1]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.store.poolings)
+
+    def __len__(self) -> int:
+        return len(self.store.poolings)
 
 
 def spread(layers: int, count: int) -> list[int]:

@@ -12,7 +12,9 @@ import pandas as pd
 from scipy.linalg import cho_factor, cho_solve
 from sklearn.utils.extmath import randomized_svd
 
-PENALTIES = np.logspace(-5, 2, 22)
+from lib.diagnosis.tidy import unusable
+
+PENALTIES = np.logspace(-5, 2, 15)
 """Ridge penalties on standardised features, a row: times the number of rows that are fitted."""
 
 SHRINKAGE = 0.1
@@ -21,7 +23,7 @@ SHRINKAGE = 0.1
 FOLDS = 5
 
 COMPONENTS = 512
-"""Wider representations are read through this many principal components; see :func:`leading`."""
+"""Wider representations are read through this many principal components; see :func:`features`."""
 
 
 @dataclass(frozen=True)
@@ -51,19 +53,38 @@ def moments(x: np.ndarray, y: np.ndarray) -> Moments:
     return Moments(len(x), x.sum(axis=0), y.sum(axis=0), x.T @ x, x.T @ y, (y**2).sum(axis=0))
 
 
-def leading(x: np.ndarray) -> np.ndarray:
-    """Return x [rows, width] as it is, or, if it is wider than ``COMPONENTS``, its leading principal components.
+@dataclass(frozen=True)
+class Features:
+    """What a linear model reads: values [rows, width], and whether it brings every column to standard deviation 1."""
+
+    values: np.ndarray
+    standardise: bool = True
+
+    def __getitem__(self, rows: np.ndarray | slice) -> "Features":
+        """Return some of the rows."""
+        return Features(self.values[rows], self.standardise)
+
+
+def features(x: np.ndarray | Features, *others: np.ndarray) -> Features:
+    """Return x [rows, width] itself, or, if it is wider than ``COMPONENTS``, its leading principal components.
 
     Components of the standardised features, without labels, each with its own variance: ridge shrinks the small ones most
     anyway, and a factorisation of 4,096 features in every fold would take minutes a layer. The components come from a
-    randomised decomposition (Halko, Martinsson and Tropp, 2011).
+    randomised decomposition (Halko, Martinsson and Tropp, 2011). Who needs them several times keeps what is returned.
+
+    Args:
+        x: the rows whose components are taken.
+        others: further rows, [rows, width]; their values on the same components follow those of x.
     """
-    if x.shape[1] <= COMPONENTS:
+    if isinstance(x, Features):
         return x
+    if x.shape[1] <= COMPONENTS or unusable(x):
+        return Features(np.concatenate([x, *others]) if others else x)
     mean, deviation = x.mean(axis=0), x.std(axis=0)
-    standardised = (x - mean) / np.where(deviation > 0, deviation, 1)
-    left, values, _ = randomized_svd(standardised, COMPONENTS, n_iter=2, random_state=0)
-    return left * values
+    scale = np.where(deviation > 0, deviation, 1)
+    _, _, basis = randomized_svd((x - mean) / scale, COMPONENTS, n_iter=2, random_state=0)
+    basis = (basis / scale).T.astype(x.dtype)
+    return Features(np.concatenate([(rows - mean) @ basis for rows in (x, *others)]), standardise=False)
 
 
 def grouped_folds(groups: np.ndarray, seed: int, folds: int = FOLDS) -> np.ndarray:
@@ -105,7 +126,9 @@ def squared_errors(sums: Moments, coefficients: np.ndarray, intercepts: np.ndarr
     return sums.yy - 2 * linear + quadratic + offset
 
 
-def ridge_held_out(x: np.ndarray, y: np.ndarray, fold: np.ndarray, blocks: np.ndarray | None = None) -> np.ndarray:
+def ridge_held_out(
+    x: np.ndarray | Features, y: np.ndarray, fold: np.ndarray, blocks: np.ndarray | None = None
+) -> np.ndarray:
     """Predict every row from the folds that it is not in, [rows, targets].
 
     The penalty of each fold is chosen by cross-validation over the remaining folds, so no row has a part in choosing or
@@ -118,7 +141,8 @@ def ridge_held_out(x: np.ndarray, y: np.ndarray, fold: np.ndarray, blocks: np.nd
         blocks: [targets]; targets of a block share a penalty. By default all do.
     """
     blocks = np.zeros(y.shape[1], dtype=int) if blocks is None else blocks
-    standardise, x = x.shape[1] <= COMPONENTS, leading(x)
+    read = features(x)
+    x, standardise = read.values, read.standardise
     shift, names, parts, total = _by_fold(x, y, fold)
     errors = np.zeros((len(parts), len(PENALTIES), y.shape[1]))
     for first in range(len(parts)):
@@ -137,7 +161,7 @@ def ridge_held_out(x: np.ndarray, y: np.ndarray, fold: np.ndarray, blocks: np.nd
     return predicted
 
 
-def discriminant_held_out(x: np.ndarray, labels: np.ndarray, fold: np.ndarray) -> np.ndarray:
+def discriminant_held_out(x: np.ndarray | Features, labels: np.ndarray, fold: np.ndarray) -> np.ndarray:
     """Predict the label of every row from the folds that it is not in, by a shrunk linear discriminant.
 
     Args:
@@ -148,7 +172,8 @@ def discriminant_held_out(x: np.ndarray, labels: np.ndarray, fold: np.ndarray) -
     Returns:
         Labels, [rows].
     """
-    standardise, x = x.shape[1] <= COMPONENTS, leading(x)
+    read = features(x)
+    x, standardise = read.values, read.standardise
     shift, names, parts, total = _by_fold(x, np.eye(labels.max() + 1)[labels], fold)
     predicted = np.empty(len(x), dtype=int)
     for name, part in zip(names, parts, strict=True):

@@ -29,15 +29,14 @@ RESAMPLES = 3
 """Draws of four fifths of the actions that are clustered anew."""
 
 
-def cluster(representation: np.ndarray) -> tuple[np.ndarray, int]:
-    """Cluster one layer as published.
+def components(representation: np.ndarray) -> np.ndarray:
+    """Return the principal components that explain 95% of the variance, [rows, components], as published.
 
-    Returns:
-        Labels [rows], -1 for noise, and the number of principal components kept. The components come from the covariance
-        in float64, which spans what the published full decomposition spans.
+    They come from the covariance, which spans what the published full decomposition spans. Rows are centred in float64
+    before that, because a covariance loses the digits that a large mean takes.
     """
-    reduced = PCA(EXPLAINED, svd_solver="covariance_eigh").fit_transform(representation.astype(np.float64))
-    return hdbscan_labels(reduced), reduced.shape[1]
+    centred = (representation - representation.mean(axis=0, dtype=np.float64)).astype(np.float32)
+    return PCA(EXPLAINED, svd_solver="covariance_eigh").fit_transform(centred)
 
 
 def hdbscan_labels(points: np.ndarray) -> np.ndarray:
@@ -47,7 +46,7 @@ def hdbscan_labels(points: np.ndarray) -> np.ndarray:
     them, the points of a cluster are neighbours at every height, so scikit-learn is given a chain instead of the whole
     matrix: the same labels, ties included, in a fraction of the time.
     """
-    order, lengths = prim(mutual_reachability(points, MIN_SAMPLES))
+    order, lengths = prim(*distances(points, MIN_SAMPLES))
     chain = diags_array([lengths, lengths], offsets=[1, -1]).tocsr()
     labels = np.empty(len(points), dtype=int)
     # A point's core distance in the chain is its shorter edge, so one sample leaves the edges as they are.
@@ -55,42 +54,46 @@ def hdbscan_labels(points: np.ndarray) -> np.ndarray:
     return labels
 
 
-def mutual_reachability(points: np.ndarray, min_samples: int) -> np.ndarray:
-    """Return the larger of a distance and the core distances of its two ends, [rows, rows].
+def distances(points: np.ndarray, min_samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return distances between points, [rows, rows], and their core distances, [rows].
 
     The core distance is that to the ``min_samples``-th neighbour, a point not being its own neighbour, as in the hdbscan
-    package that the paper used. Distances of zero become the smallest positive number: a sparse matrix has no zeros.
+    package that the paper used.
     """
-    reachability = np.empty((len(points), len(points)))
-    core = np.empty(len(points))
+    between, core = np.empty((len(points), len(points))), np.empty(len(points))
     for start in range(0, len(points), BLOCK):
         block = slice(start, start + BLOCK)
-        reachability[block] = pairwise_distances(points[block], points)
-        core[block] = np.partition(reachability[block], min_samples, axis=1)[:, min_samples]
-    np.maximum(reachability, core[:, None], out=reachability)
-    np.maximum(reachability, core[None, :], out=reachability)
-    return np.maximum(reachability, np.finfo(float).tiny, out=reachability)
+        between[block] = pairwise_distances(points[block], points)
+        core[block] = np.partition(between[block], min_samples, axis=1)[:, min_samples]
+    return between, core
 
 
-def prim(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Grow the minimum spanning tree of a full graph, symmetric [rows, rows], from its first point.
+def prim(between: np.ndarray, core: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Grow the minimum spanning tree of mutual reachability from the first point.
 
-    SciPy's algorithm would first sort all edges, which takes longer than everything else here.
+    Mutual reachability is the largest of a distance and the core distances of its two ends. It is taken row by row as the
+    tree grows, which costs less than a second matrix, and SciPy's algorithm would first sort all edges, which takes longer
+    than everything else here. Distances of zero become the smallest positive number: a sparse matrix has no zeros.
+
+    Args:
+        between: distances, symmetric [rows, rows].
+        core: core distances, [rows].
 
     Returns:
         Points in the order in which they join, [rows], and the length of the edge that brings each but the first, [rows - 1].
     """
-    nearest = weights[0].copy()
-    outside = np.ones(len(weights), dtype=bool)
-    order, lengths = np.zeros(len(weights), dtype=np.intp), np.empty(len(weights) - 1)
-    for step in range(1, len(weights)):
+    nearest = np.full(len(core), np.inf)
+    outside = np.ones(len(core), dtype=bool)
+    order, lengths = np.zeros(len(core), dtype=np.intp), np.empty(len(core) - 1)
+    for step in range(1, len(core)):
         last = order[step - 1]
         outside[last] = False
-        np.minimum(nearest, weights[last], out=nearest, where=outside)
+        reachability = np.maximum(np.maximum(between[last], core), core[last])
+        np.minimum(nearest, reachability, out=nearest, where=outside)
         nearest[last] = np.inf
         order[step] = nearest.argmin()
         lengths[step - 1] = nearest[order[step]]
-    return order, lengths
+    return order, np.maximum(lengths, np.finfo(float).tiny)
 
 
 def structural(
@@ -101,6 +104,7 @@ def structural(
     seed: int,
     arm: str = PUBLISHED,
     resampled: bool = True,
+    features: linear.Features | None = None,
 ) -> pd.DataFrame:
     """Compare clusters with labels for one layer.
 
@@ -112,6 +116,7 @@ def structural(
         seed: of both.
         arm: label of the representation.
         resampled: whether to add ``stability`` for the published representation.
+        features: what the classifier of ``supervised`` reads; by default made of the representation.
 
     Returns:
         Columns ``target`` and ``tidy.MEASURED``. Metric ``adjusted_rand`` for each target, over points that are not noise
@@ -122,11 +127,12 @@ def structural(
     if reason := unusable(representation) or _too_few(len(representation)):
         names = [(target, "adjusted_rand") for target in TARGETS] + [("all", "coverage")]
         return table("target", [missing(target, arm, metric, len(subset), reason) for target, metric in names])
-    found, components = cluster(representation)
+    points = components(representation)
+    found = hdbscan_labels(points)
     actions = subset["action"].to_numpy()
     weights = cluster_weights(actions, draws, seed)
     kept = found >= 0
-    counts = {"coverage": kept.mean(), "clusters": len(np.unique(found[kept])), "components": components}
+    counts = {"coverage": kept.mean(), "clusters": len(np.unique(found[kept])), "components": points.shape[1]}
     records = [row("all", arm, metric, np.array([float(value)]), len(found)) for metric, value in counts.items()]
     for target, labels in labelings(subset).items():
         if kept.any():
@@ -140,9 +146,10 @@ def structural(
             null = shuffled_index(labels, found, actions, shuffles, seed)
             records.append(null_row(target, named("shuffled", arm), "adjusted_rand", null, len(found), values[0]))
     if shuffles:
-        records += _supervised(representation, subset, weights, seed, named("supervised", arm))
+        read = linear.features(representation) if features is None else features
+        records += _supervised(read, subset, weights, seed, named("supervised", arm))
     if arm == PUBLISHED and resampled:
-        records.append(_stability(representation, found, actions, seed))
+        records.append(_stability(points, found, actions, seed))
     return table("target", records)
 
 
@@ -182,13 +189,13 @@ def contingency(labels: np.ndarray, found: np.ndarray, weights: np.ndarray) -> n
     return (weights @ cells).reshape(len(weights), *shape)
 
 
-def _stability(representation: np.ndarray, found: np.ndarray, actions: np.ndarray, seed: int) -> tuple:
-    """Agreement, over all points in both, of the clusters with those of a part of the actions."""
+def _stability(points: np.ndarray, found: np.ndarray, actions: np.ndarray, seed: int) -> tuple:
+    """Agreement, over all points in both, of the clusters with those of a part of the actions, in the same components."""
     fold = linear.grouped_folds(actions, seed)
     values = []
     for left_out in range(RESAMPLES):
         kept = fold != left_out
-        again = cluster(representation[kept])[0] if not _too_few(int(kept.sum())) else np.full(kept.sum(), -1)
+        again = hdbscan_labels(points[kept]) if not _too_few(int(kept.sum())) else np.full(kept.sum(), -1)
         if (again >= 0).any() and (found[kept] >= 0).any():
             tables = contingency(pd.factorize(found[kept])[0], again, np.ones((1, len(again))))
             values.append(adjusted_rand(tables)[0])
@@ -198,7 +205,7 @@ def _stability(representation: np.ndarray, found: np.ndarray, actions: np.ndarra
 
 
 def _supervised(
-    representation: np.ndarray, subset: pd.DataFrame, weights: np.ndarray, seed: int, arm: str
+    features: linear.Features, subset: pd.DataFrame, weights: np.ndarray, seed: int, arm: str
 ) -> list[tuple]:
     fold = linear.grouped_folds(subset["action"].to_numpy(), seed)
     records = []
@@ -207,7 +214,7 @@ def _supervised(
             why = "not computed, because there is one label only or too few actions"
             records.append(missing(target, arm, "adjusted_rand", len(labels), why))
             continue
-        predicted = linear.discriminant_held_out(representation, labels, fold)
+        predicted = linear.discriminant_held_out(features, labels, fold)
         values = adjusted_rand(contingency(labels, predicted, weights))
         records.append(row(target, arm, "adjusted_rand", values, len(labels)))
     return records
