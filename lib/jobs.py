@@ -26,8 +26,8 @@ NEEDS = {
     "09_claims": ["04_compare_models", "06_feature_alignment", "08_judging"],
 }
 """Stage -> stages whose results it reads; of the same model, and of all models for the comparison."""
-TUNED_ARMS = 3
-"""Aligned, and the two controls that are trained the same way."""
+TUNED_ARMS = 4
+"""Aligned, and the three controls that are trained the same way."""
 SMALL_MODEL_BYTES = 100e6
 """A smaller model is run on the processor: a card would not make it faster."""
 
@@ -193,7 +193,7 @@ def _writing(profile: Profile, model: Size, amount: Work) -> Job:
         step += 2 * model.active * profile.steering_batch / _cores(profile)
     opening = ASSUMED.seconds_to_start_a_job + weights / (ASSUMED.load_gigabytes_per_second * 1e9)
     seconds = opening + batches * profile.max_new_tokens * step
-    memory = 1.5e9 + (min(weights, 20e9) if cards else weights) + sum(one[1] for one in asked) * autoencoder
+    memory = 1.5e9 + (min(weights, 20e9) if cards else weights) + 2 * autoencoder  # one acts, one is read
     flops = 2 * (model.active + autoencoder / 4) * tokens
     disk = answers * 3e3
     return Job("07_steering", profile.sae_model, seconds, memory, cards, tokens, flops, disk, opening=opening)

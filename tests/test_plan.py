@@ -11,6 +11,7 @@ import pytest
 from lib import jobs, parts, plan, runs, workload
 from lib.parameters import STAGES
 from lib.profiles import load_profile
+from lib.sae import arms
 
 PAPER = load_profile("profiles/paper.yaml")
 DEMO = load_profile("profiles/demo.yaml")
@@ -98,6 +99,10 @@ def test_parts_share_the_work_of_their_stage_and_the_join_costs_what_it_costs_to
     whole, part = (jobs.job(shared, "05_sparse_autoencoders", part=which) for which in (False, True))
     assert part.seconds - part.opening == pytest.approx((whole.seconds - whole.opening) / 36)
     assert part.resources()["runtime"] < whole.resources()["runtime"]
+
+
+def test_the_tuned_arms_of_the_plan_are_those_of_the_alignment():
+    assert len(arms.FOLDERS) == jobs.TUNED_ARMS
 
 
 def test_the_report_shows_its_assumptions_and_its_calibration():

@@ -19,7 +19,8 @@ from lib import decoding as decodings
 from lib.decoding import Decoding
 from lib.figures import style
 from lib.interventions import BASELINE, Arm, Intervention, SteeringError, load_arm
-from lib.sae import export, layers
+from lib.sae import export
+from lib.sae.arms import FOLDERS as TUNED_FOLDERS
 from lib.sae.model import SparseAutoencoder
 
 WIDTH, LATENTS, LAYER = 32, 64, 1
@@ -411,7 +412,7 @@ def test_published_decoding_differs_between_its_arms():
 
 def test_arms_are_read_from_the_folders_of_notebooks_05_and_06(tmp_path):
     saes = {"untuned": "sae/layer_01/pretrained", "aligned": "alignment/layer_01/aligned"}
-    saes |= {name: f"alignment/layer_01/{layers.FOLDERS[name]}" for name in ("random", "random-weights")}
+    saes |= {name: f"alignment/layer_01/{TUNED_FOLDERS[name]}" for name in ("random", "random-weights")}
     for seed, (arm, folder) in enumerate(saes.items()):
         (tmp_path / folder).mkdir(parents=True)
         about = {} if arm == "untuned" else {"arm": arm, "tuned_latents": [seed, seed + 1]}
@@ -439,7 +440,7 @@ def test_arms_are_read_from_the_folders_of_notebooks_05_and_06(tmp_path):
 
 
 def test_every_tuned_arm_is_read_from_where_alignment_puts_it():
-    assert {arm: interventions.FOLDERS[arm] for arm in layers.FOLDERS} == layers.FOLDERS
+    assert {arm: interventions.FOLDERS[arm] for arm in TUNED_FOLDERS} == TUNED_FOLDERS
     known = set(get_args(parameters.Arm))
     assert known == {"baseline", "random-sae", *interventions.FOLDERS, *interventions.DIRECTIONS}
     assert known <= style.ARM_COLOURS.keys()
