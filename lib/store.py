@@ -27,7 +27,7 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import FsspecStore
 
-from lib import files, runs, shares
+from lib import files, ownership, runs, shares
 
 VARIABLE = "COMPANION_STORE"
 """Environment variable with the address of an object store for the arrays."""
@@ -123,7 +123,7 @@ class ActivationStore:
                 stretch does not count as written.
         """
         dtype = self.description["dtype"]
-        checksums = {}
+        checksums: dict[str, str] = {}
         try:
             for pooling, values in pooled.items():
                 stored = _encode(values, dtype)
@@ -137,8 +137,12 @@ class ActivationStore:
             needed = len(self.missing_chunks()) * sum(
                 _encode(values[:1, :1], dtype).nbytes for values in pooled.values()
             )
+            stretch = f"rows {rows.start} to {rows.stop - 1}"
+            missing = next(
+                (f"{stretch} of {name!r}" for name in pooled if name not in checksums), f"the marker of {stretch}"
+            )
             raise StoreError(
-                f"the disk of {runs.short(self.directory)} is full; up to "
+                f"the disk of {runs.short(self.directory)} is full: {missing} could not be written; up to "
                 f"{needed * self.layers * self.rows_per_chunk / 1e6:,.0f} MB more are needed. What is finished stays: "
                 "make room and run again, and it goes on from there."
             ) from error
@@ -233,6 +237,7 @@ def create_store(
 
     Raises:
         StoreError: the directory holds a store of another layout, or the dtype is unknown.
+        OwnershipError: the object store belongs to another run.
     """
     if dtype not in STORED_AS:
         raise StoreError(f"the dtype of a store should be one of {', '.join(STORED_AS)}, got {dtype!r}")
@@ -254,6 +259,8 @@ def create_store(
 
 def _open_or_create(directory: Path, index: pd.DataFrame, description: dict[str, Any]) -> ActivationStore:
     path = directory / "store.json"
+    if url := description.get("url"):
+        ownership.claim(url, directory)
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
         different = [key for key in (*description, "url") if found.get(key) != description.get(key)]

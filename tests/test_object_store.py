@@ -13,7 +13,7 @@ pytest.importorskip("moto.server", reason="moto[server] is not installed")
 import s3fs
 from moto.server import ThreadedMotoServer
 
-from lib import store
+from lib import ownership, store
 
 ROWS, LAYERS, WIDTH = 40, 3, 16
 POOLINGS = ("mean", "last")
@@ -137,3 +137,40 @@ def test_damaged_bytes_in_the_bucket_are_noticed(wire, tmp_path):
     files.pipe_file(chunk, b"x" * 100)
     assert "damaged" in set(target.verify()["state"])
     assert target.missing_chunks()
+
+
+def test_another_run_is_refused_and_changes_nothing(wire, tmp_path, monkeypatch):
+    """Two machines whose directories have the same name below their projects name the same place in the bucket."""
+    target = create(tmp_path / "model")
+    write(target, target.chunks()[:2])
+    elsewhere = tmp_path / "elsewhere"
+    first = target.description["url"]
+    monkeypatch.setattr(store.runs, "short", lambda path: first.removeprefix("s3://companion/store/"))
+    with pytest.raises(ownership.OwnershipError, match=r"belongs to the run in .*model on .* since .*COMPANION_STORE"):
+        create(elsewhere / "model")
+    assert len(target.missing_chunks()) == 2
+    np.testing.assert_array_equal(target.verify()["state"].value_counts()[["ok", "missing"]], [4, 2])
+
+
+def test_of_runs_that_claim_a_store_at_once_one_gets_it(wire, tmp_path):
+    outcomes = []
+
+    def claim(number):
+        try:
+            ownership.claim("s3://companion/contested", tmp_path / str(number) / "model")
+            outcomes.append("taken")
+        except ownership.OwnershipError:
+            outcomes.append("refused")
+
+    threads = [threading.Thread(target=claim, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["refused"] * 5 + ["taken"]
+
+
+def test_the_same_run_may_come_again(wire, tmp_path):
+    for _ in range(2):
+        ownership.claim("s3://companion/own", tmp_path / "model")
+    ownership.claim("s3://companion/own", tmp_path / "another-model")  # beside it, so the same run

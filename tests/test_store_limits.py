@@ -58,7 +58,10 @@ def test_a_full_disk_is_named_and_the_run_goes_on_afterwards(tmp_path, monkeypat
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(store.files, "write_text_atomically", full)
-    with pytest.raises(store.StoreError, match=r"is full; up to .* MB more are needed. What is finished stays"):
+    with pytest.raises(
+        store.StoreError,
+        match=r"is full: the marker of rows 2 to 2 could not be written; up to .* MB more are needed. What is finished stays",
+    ):
         kept.write_chunk(second, {"mean": np.full((1, 1, 2), 2, dtype=np.float32)})
     assert kept.missing_chunks() == [second]
     monkeypatch.setattr(store.files, "write_text_atomically", real)
@@ -89,7 +92,7 @@ def test_a_really_full_disk_loses_nothing_that_was_finished(small_disk):
         for rows in target.missing_chunks():
             target.write_chunk(rows, {"mean": values[:, rows.start : rows.stop]})
 
-    with pytest.raises(store.StoreError, match="is full"):
+    with pytest.raises(store.StoreError, match=r"is full: rows \d+ to \d+ of 'mean' could not be written"):
         fill(kept)
     missing = kept.missing_chunks()
     assert 0 < len(missing) < 4
