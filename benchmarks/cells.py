@@ -38,7 +38,7 @@ def record(
         ours: seconds of every round.
         peers: seconds of the peer in the same rounds, taken in turn.
         gpu: whether a card did the work.
-        tokens: how many were written in a round, where speed in tokens per second shall be shown too.
+        tokens: how many were read or written in a round, where speed in tokens per second shall be shown too.
     """
     ratios = [theirs / mine for mine, theirs in zip(ours, peers, strict=True)]
     row = {

@@ -11,6 +11,7 @@ from lib.provenance import PROJECT
 sys.path.insert(0, str(PROJECT / "benchmarks"))
 
 import cells
+import residual_streams
 import run
 import steering
 
@@ -70,3 +71,11 @@ def test_the_cells_of_a_card_are_measured_alike_on_a_small_shape(stored):
 def test_every_expected_cell_names_a_module_that_is_there():
     modules = {path.stem for path in run.modules()}
     assert set(pd.read_csv(PROJECT / "benchmarks" / "cells.csv")["module"]) <= modules
+
+
+def test_reading_on_a_card_is_measured_alike_on_a_small_shape(stored):
+    residual_streams.on_a_card(residual_streams.SMALL | {"num_hidden_layers": 2}, rows=16, device="cpu", rounds=1)
+    found = run.measured().set_index("peer")
+    assert set(found.index) == {"its matrix products at the rate of one large product", "four minutes"}
+    assert found.loc["four minutes", "peer_seconds_median"] == 240
+    assert (found["ours_seconds_median"] > 0).all()
