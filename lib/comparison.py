@@ -16,7 +16,7 @@ from scipy import stats
 from lib import runs
 from lib.diagnosis.controls import named
 from lib.diagnosis.verdicts import CAREFUL_POOLING, MEASURES
-from lib.models import registry
+from lib.registry import registry
 from lib.statistics import equivalence
 
 TERMS = {

@@ -18,7 +18,7 @@ import psutil
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from lib.sizes import BYTES, POOLINGS, Size
+from lib.registry import BYTES, POOLINGS, Size
 
 QUANTISED = {"8bit": 1.1, "4bit": 0.65}
 """Bytes of a quantised parameter, with its scales and the parts that stay in 16 bits.

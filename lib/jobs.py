@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from lib import parts
 from lib.parameters import STAGES
 from lib.profiles import Profile
-from lib.sizes import BYTES, POOLINGS, Size
+from lib.registry import BYTES, POOLINGS, Size
 from lib.workload import ASSUMED, Work, accelerator, size, work
 
 NEEDS = {

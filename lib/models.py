@@ -6,40 +6,21 @@ transformers with such a list works too. One word, ``device``, says where a mode
 """
 
 import importlib.util
-import json
 import warnings
-from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
-import transformers
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from nnsight import CONFIG, TransformersModel
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedConfig, PreTrainedTokenizerBase
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from lib import estimates, runs
+from lib.registry import Size, registry, size_from_registry
+from lib.sources import ModelError, located, trusted
 
 transformers_logging.disable_progress_bar()
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class ModelError(ValueError):
-    """A model cannot be opened or does not look as expected; the message says what to do."""
-
-
-def registry() -> pd.DataFrame:
-    """Return the 23 models of the paper, one row a model (``data/models.csv``)."""
-    return pd.read_csv(runs.PROJECT / "data" / "models.csv")
 
 
 def load(
@@ -71,8 +52,8 @@ def load(
             that is not here; code of the model's own that was not asked for; no known list of decoder blocks;
             residual stream of an unexpected shape.
     """
-    location, commit = _located(source, revision)
-    trusted = _trusted(source, location, commit, trust_remote_code)
+    location, commit = located(source, revision)
+    trust = trusted(source, location, commit, trust_remote_code)
     options = _placement(source, dtype, device)
     if first_layers is not None:
         options["config"] = configuration(source, revision, first_layers, trust_remote_code)
@@ -85,7 +66,7 @@ def load(
             revision=commit,
             dtype=DTYPES[dtype],
             use_safetensors=True,
-            trust_remote_code=trusted,
+            trust_remote_code=trust,
             **options,
         )
     model._module.eval().requires_grad_(False)
@@ -98,9 +79,9 @@ def tokenizer(
     source: str, revision: str | None = None, trust_remote_code: str | None = None
 ) -> PreTrainedTokenizerBase:
     """Return a model's tokenizer, with a padding token, without reading the model's weights."""
-    location, commit = _located(source, revision)
-    trusted = _trusted(source, location, commit, trust_remote_code)
-    found = AutoTokenizer.from_pretrained(location, revision=commit, trust_remote_code=trusted)
+    location, commit = located(source, revision)
+    trust = trusted(source, location, commit, trust_remote_code)
+    found = AutoTokenizer.from_pretrained(location, revision=commit, trust_remote_code=trust)
     if found.pad_token is None:
         found.pad_token = found.eos_token
     return found
@@ -113,9 +94,9 @@ def configuration(
     trust_remote_code: str | None = None,
 ) -> PreTrainedConfig:
     """Return a model's configuration, of its first blocks only where asked, without reading the model's weights."""
-    location, commit = _located(source, revision)
-    trusted = _trusted(source, location, commit, trust_remote_code)
-    config = AutoConfig.from_pretrained(location, revision=commit, trust_remote_code=trusted)
+    location, commit = located(source, revision)
+    trust = trusted(source, location, commit, trust_remote_code)
+    config = AutoConfig.from_pretrained(location, revision=commit, trust_remote_code=trust)
     if first_layers is not None:
         text = config.get_text_config()
         whole = text.num_hidden_layers
@@ -134,11 +115,11 @@ def size(
     revision: str | None = None,
     first_layers: int | None = None,
     trust_remote_code: str | None = None,
-) -> estimates.Size:
+) -> Size:
     """Return parameters, layers and width: from the registry where it knows the model, else from its configuration."""
     known = registry().set_index("hub")
     if source in known.index:
-        return estimates.size_from_registry(known.loc[source].to_dict()).first(first_layers)
+        return size_from_registry(known.loc[source].to_dict()).first(first_layers)
     return estimates.size_from_config(configuration(source, revision, first_layers, trust_remote_code))
 
 
@@ -170,15 +151,6 @@ def width(model: TransformersModel) -> int:
 def context_length(model: TransformersModel) -> int:
     """Return the longest sequence, in tokens, that the model was built for."""
     return model._module.config.get_text_config().max_position_embeddings
-
-
-def fingerprint(source: str, revision: str | None = None) -> dict[str, str]:
-    """Say exactly which weights ``source`` means: hashes of a directory's files, or the commit of a hub model."""
-    location, commit = _located(source, revision)
-    if commit is not None:
-        return {"hub": location, "commit": commit}
-    files = [*Path(location).glob("*.safetensors"), *Path(location).glob("*.json")]
-    return {file.name: runs.sha256_of_file(file) for file in sorted(files)}
 
 
 def describe(source: str, revision: str | None = None) -> dict[str, Any]:
@@ -256,72 +228,3 @@ def _placement(source: str, dtype: str, device: str) -> dict[str, Any]:
     bits = {"load_in_8bit": True} if device == "8bit" else {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
     compute = {"bnb_4bit_compute_dtype": DTYPES[dtype]} if device == "4bit" else {}
     return {"device_map": "auto", "quantization_config": BitsAndBytesConfig(**bits, **compute), "dispatch": True}
-
-
-def _trusted(source: str, location: str, commit: str | None, trust_remote_code: str | None) -> bool:
-    """Decide whether a model's own code may run: only if the user names the model."""
-    if trust_remote_code is not None and trust_remote_code != source:
-        raise ModelError(f"trust_remote_code names {trust_remote_code!r}, but the model is {source!r}")
-    config = json.loads(_config_file(location, commit).read_text(encoding="utf-8"))
-    model_type = config.get("model_type")
-    if model_type is None:
-        raise ModelError(f"{source}/config.json names no model_type")
-    if trust_remote_code is None and model_type not in CONFIG_MAPPING:
-        if "auto_map" in config:
-            raise ModelError(
-                f"{source} brings its own Python code, which is not run. Read it; to run it all the same, "
-                f"set trust_remote_code: {source}"
-            )
-        raise ModelError(
-            f"model_type {model_type!r} of {source} is not known to transformers {transformers.__version__}"
-        )
-    return trust_remote_code is not None
-
-
-def _config_file(location: str, revision: str | None) -> Path:
-    if Path(location).is_dir():
-        return Path(location) / "config.json"
-    return Path(hf_hub_download(location, "config.json", revision=revision))
-
-
-def _located(source: str, revision: str | None) -> tuple[str, str | None]:
-    """Return the directory of a model and None, or its hub id and the commit that ``revision`` means now."""
-    location = _location(source)
-    if Path(location).is_dir():
-        return location, None
-    try:
-        # The hub's cache names the folder of a file after its commit; without a network, the cached one is taken.
-        return location, _config_file(location, revision).parent.name
-    except GatedRepoError as error:
-        raise ModelError(
-            f"{source} is gated: accept its licence at https://huggingface.co/{source} and log in with "
-            "`.venv/bin/hf auth login`"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise ModelError(f"{source} has no revision {revision!r} on the hub") from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(f"{source} is neither a directory of the project nor a model of the hub") from error
-    except LocalEntryNotFoundError as error:
-        raise ModelError(
-            f"{source} is not in the cache of the hub and the hub cannot be reached. Connect, or download it "
-            f"elsewhere (`hf download {source}`) and give the directory."
-        ) from error
-
-
-def _location(source: str) -> str:
-    directory = Path(source).expanduser()
-    directory = directory if directory.is_absolute() else runs.resolve(directory)
-    looks_like_hub_id = source.count("/") == 1 and not source.startswith((".", "/", "~"))
-    if not directory.exists() and looks_like_hub_id:
-        return source
-    if not directory.is_dir():
-        raise ModelError(
-            f"model directory not found: {source}. Paths start at the project root; a hub id is owner/name."
-        )
-    if not (directory / "config.json").exists():
-        raise ModelError(f"{source} has no config.json: not a model in Hugging Face layout")
-    if not list(directory.glob("*.safetensors")):
-        raise ModelError(f"{source} has no .safetensors file; other weight formats are not read")
-    if not any((directory / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
-        raise ModelError(f"{source} has no tokenizer; put tokenizer.json and tokenizer_config.json beside the weights")
-    return str(directory)

@@ -15,7 +15,7 @@ import pandas as pd
 
 from lib import runs, social_chemistry
 from lib.profiles import ModelSource, Profile
-from lib.sizes import Size, size_from_registry
+from lib.registry import Size, registry, size_from_registry
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,6 @@ def _counted(path: Path, agreement: str) -> Work:
 
 
 @cache
-def registry() -> pd.DataFrame:
-    """Return the registry of models, indexed by hub id."""
-    return pd.read_csv(runs.PROJECT / "data" / "models.csv").set_index("hub")
-
-
-@cache
 def accelerator(name: str) -> pd.Series:
     """Return a card's memory and rates.
 
@@ -107,9 +101,8 @@ def size(source: ModelSource) -> Size | None:
     """Return a model's size from its files or from the registry; None if neither knows it."""
     if source.path:
         return _size_on_disk(runs.resolve(source.path))
-    if source.hub not in registry().index:
-        return None
-    return size_from_registry(registry().loc[source.hub].to_dict())
+    known = registry().set_index("hub")
+    return size_from_registry(known.loc[source.hub].to_dict()) if source.hub in known.index else None
 
 
 def _size_on_disk(directory: Path) -> Size | None:

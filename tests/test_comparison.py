@@ -6,7 +6,7 @@ import pytest
 import statsmodels.api as sm
 
 from lib import comparison
-from lib.models import registry
+from lib.registry import registry
 
 
 def models(names=None):

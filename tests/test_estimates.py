@@ -6,7 +6,7 @@ import torch
 import transformers
 from test_residuals import COMMON, FAMILIES
 
-from lib import estimates, jobs, models, sizes, workload
+from lib import estimates, jobs, registry, workload
 from lib.profiles import load_profile
 
 GB = 1e9
@@ -40,8 +40,8 @@ def test_a_configuration_of_a_large_model_is_counted_without_allocating_it():
     )  # fmt: skip
     size = estimates.size_from_config(config)
     assert size.parameters == pytest.approx(8.19e9, rel=0.001)
-    registry = models.registry().set_index("name").loc["qwen3-8b"]
-    assert sizes.size_from_registry(registry).parameters == pytest.approx(size.parameters, rel=0.01)
+    row = registry.registry().set_index("name").loc["qwen3-8b"]
+    assert registry.size_from_registry(row).parameters == pytest.approx(size.parameters, rel=0.01)
 
 
 def test_an_estimate_made_by_hand():
@@ -58,8 +58,8 @@ def test_an_estimate_made_by_hand():
 def test_the_estimate_of_a_stage_agrees_with_the_plan_of_the_run():
     profile = load_profile("profiles/paper.yaml")
     job = jobs.job(profile, "02_residual_streams", "qwen3-235b-a22b")
-    row = models.registry().set_index("name").loc["qwen3-235b-a22b"]
-    size = sizes.size_from_registry(row)
+    row = registry.registry().set_index("name").loc["qwen3-235b-a22b"]
+    size = registry.size_from_registry(row)
     assert tuple(size) == tuple(workload.size(profile.sources["qwen3-235b-a22b"]))
     lengths = np.full(workload.work(profile).actions, int(workload.work(profile).tokens_per_action))
     needed = estimates.estimate(size, lengths, profile.token_budget, profile.dtype)

@@ -20,29 +20,30 @@ from nnsight import TransformersModel
 from test_residuals import COMMON
 from transformers import GPT2Config, GPT2LMHeadModel, GptOssConfig
 
-from lib import models, residuals
+from lib import models, residuals, sources
 from lib.profiles import load_profile
+from lib.registry import registry
 
 
 def test_the_registry_holds_the_23_models_of_the_paper():
-    registry = models.registry()
-    assert len(registry) == 23
-    assert registry["name"].is_unique
-    assert registry["hub"].is_unique
-    assert registry["variant"].isin(["base", "instruct", "guard"]).all()
-    assert registry["architecture"].value_counts().to_dict() == {"dense": 15, "moe": 8}
+    known = registry()
+    assert len(known) == 23
+    assert known["name"].is_unique
+    assert known["hub"].is_unique
+    assert known["variant"].isin(["base", "instruct", "guard"]).all()
+    assert known["architecture"].value_counts().to_dict() == {"dense": 15, "moe": 8}
 
 
 def test_the_paper_profile_runs_exactly_the_registry():
     sources = load_profile("profiles/paper.yaml").sources
     assert {name: source.hub for name, source in sources.items()} == dict(
-        models.registry()[["name", "hub"]].itertuples(index=False)
+        registry()[["name", "hub"]].itertuples(index=False)
     )
 
 
 def test_memory_in_bf16_is_two_bytes_a_parameter():
-    registry = models.registry()
-    assert (registry["bf16_gigabytes"] - 2 * registry["parameters_billions"]).abs().max() < 0.06
+    known = registry()
+    assert (known["bf16_gigabytes"] - 2 * known["parameters_billions"]).abs().max() < 0.06
 
 
 @pytest.mark.parametrize(
@@ -70,11 +71,11 @@ def test_a_wrong_path_says_where_paths_start():
 def test_the_fingerprint_changes_with_the_weights(tiny_model, tmp_path):
     copy = tmp_path / "model"
     shutil.copytree(tiny_model, copy)
-    before = models.fingerprint(str(copy))
-    assert before == models.fingerprint(str(tiny_model))
+    before = sources.fingerprint(str(copy))
+    assert before == sources.fingerprint(str(tiny_model))
     with (copy / "model.safetensors").open("ab") as stream:
         stream.write(b" ")
-    assert models.fingerprint(str(copy)) != before
+    assert sources.fingerprint(str(copy)) != before
 
 
 def test_the_configuration_is_read_without_the_weights(tiny_model):
@@ -115,7 +116,7 @@ def test_lists_with_an_entry_a_block_are_cut_with_the_blocks(tmp_path):
 
 
 def test_sizes_come_from_the_registry_without_a_network(monkeypatch):
-    monkeypatch.setattr(models, "hf_hub_download", refuse_network)
+    monkeypatch.setattr(sources, "hf_hub_download", refuse_network)
     assert models.size("Qwen/Qwen3-235B-A22B").active == 22e9
     assert models.size("Qwen/Qwen3-8B", first_layers=18) == pytest.approx((4.1e9, 4.1e9, 18, 4096))
 
@@ -191,13 +192,13 @@ def hub_of(tiny_model, monkeypatch, commit="0123456789abcdef"):
     snapshot = tiny_model.parent / "snapshots" / commit
     if not snapshot.exists():
         shutil.copytree(tiny_model, snapshot)
-    monkeypatch.setattr(models, "hf_hub_download", lambda repo, name, revision: str(snapshot / name))
+    monkeypatch.setattr(sources, "hf_hub_download", lambda repo, name, revision: str(snapshot / name))
     return snapshot
 
 
 def test_a_branch_is_recorded_as_the_commit_it_means_and_read_at_that_commit(tiny_model, monkeypatch):
     hub_of(tiny_model, monkeypatch, "0123456789abcdef")
-    assert models.fingerprint("owner/name", "main") == {"hub": "owner/name", "commit": "0123456789abcdef"}
+    assert sources.fingerprint("owner/name", "main") == {"hub": "owner/name", "commit": "0123456789abcdef"}
     monkeypatch.setattr(models, "tokenizer", lambda *arguments: None)
     assert options_of(monkeypatch, "owner/name", revision="main")["revision"] == "0123456789abcdef"
 
@@ -223,7 +224,7 @@ def test_a_model_of_the_hub_that_cannot_be_had_says_why(monkeypatch, error, mess
     def fails(*arguments, **options):
         raise error
 
-    monkeypatch.setattr(models, "hf_hub_download", fails)
+    monkeypatch.setattr(sources, "hf_hub_download", fails)
     with pytest.raises(models.ModelError, match=message):
         models.load("owner/name", revision="v9")
 

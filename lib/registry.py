@@ -1,13 +1,22 @@
-"""The size of a model in four numbers, light enough for a plan that opens no model and imports no torch."""
+"""The 23 models of the paper and the size of any model, light enough for a plan that opens none and imports no torch."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+import pandas as pd
+
+from lib.provenance import PROJECT
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of a number."""
 
 POOLINGS = 4
 """Vectors that are kept of one action and layer."""
+
+
+def registry() -> pd.DataFrame:
+    """Return the 23 models of the paper, one row a model (``data/models.csv``)."""
+    return pd.read_csv(PROJECT / "data" / "models.csv")
 
 
 class Size(NamedTuple):
