@@ -193,7 +193,7 @@ def contrasts(
     """
     rows = exploded[exploded["split_grouped"] == "train"].merge(annotations[["id", "action"]], on="id")
     places, polarity = store.rows_of(rows["action"]), rows["polarity"].to_numpy()
-    return {layer: mean_difference(store.read(layer, pooling)[places], polarity) for layer in layers}
+    return {layer: mean_difference(store.read(layer, pooling, places), polarity) for layer in layers}
 
 
 def random_direction(width: int, seed: int) -> Tensor:

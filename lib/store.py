@@ -79,8 +79,14 @@ class ActivationStore:
             raise StoreError(f"action not in {runs.short(self.directory)}: {wanted[int(np.argmin(rows))]!r}")
         return rows
 
-    def read(self, layer: int, pooling: str) -> np.ndarray:
+    def read(self, layer: int, pooling: str, rows: np.ndarray | None = None) -> np.ndarray:
         """Return one layer's pooled residual stream, float32 [distinct action, width].
+
+        Args:
+            layer: index of the decoder block.
+            pooling: name of the pooling.
+            rows: which actions, in any order and any number of times; by default all. Memory then holds what is asked
+                for and one stretch beside it, not the layer.
 
         Raises:
             StoreError: unknown layer or pooling, or chunks not written yet.
@@ -91,7 +97,16 @@ class ActivationStore:
             raise StoreError(f"layer {layer} is not in the store, which has layers 0 to {self.layers - 1}")
         if missing := self.missing_chunks():
             raise StoreError(f"{len(missing)} chunks are not written yet; run notebook 02_residual_streams again")
-        return _decode(np.asarray(self._array(pooling)[layer]), self.description["dtype"])
+        array, dtype = self._array(pooling), self.description["dtype"]
+        if rows is None:
+            return _decode(np.asarray(array[layer]), dtype)
+        result = np.empty((len(rows), self.width), dtype=np.float32)
+        for stretch in self.chunks():
+            inside = (rows >= stretch.start) & (rows < stretch.stop)
+            if inside.any():
+                values = _decode(np.asarray(array[layer, stretch.start : stretch.stop]), dtype)
+                result[inside] = values[rows[inside] - stretch.start]
+        return result
 
     def chunks(self) -> list[range]:
         """Return the stretches of rows that are written together."""

@@ -260,6 +260,21 @@ def test_components_from_the_covariance_give_the_labels_of_the_full_decompositio
     assert adjusted_rand_score(expected, found) == 1.0
 
 
+def test_clusters_of_wide_rows_with_a_large_mean_equal_those_of_the_full_decomposition_in_float64():
+    generator = np.random.default_rng(5)
+    spread = np.arange(1, 901) ** -0.6
+    x = np.concatenate([blobs()[0] @ generator.normal(size=(8, 900)), generator.normal(size=(300, 900)) * 40 * spread])
+    x = (x + 1e4 * (np.arange(900) == 3)).astype(np.float32)
+    exact = x.astype(np.float64)
+    full = PCA(0.95, svd_solver="full").fit_transform(exact - exact.mean(axis=0))
+    oracle = hdbscan.HDBSCAN(min_cluster_size=100, min_samples=20, algorithm="prims_kdtree", approx_min_span_tree=False)
+    points = structural.components(x)
+    assert points.shape == full.shape
+    expected, found = oracle.fit_predict(full), structural.hdbscan_labels(points)
+    assert expected.max() > 0
+    assert adjusted_rand_score(expected, found) == 1.0
+
+
 def test_repeated_actions_widen_the_null():
     x, subset = blobs()
     again = np.repeat(np.arange(0, len(x), 5), 5)  # five rows an action, all with its labels
@@ -477,8 +492,8 @@ class Store:
     def rows_of(self, actions):
         return pd.Index(self.index["action"]).get_indexer(list(actions))
 
-    def read(self, layer, pooling):
-        return self.pooled[pooling][layer]
+    def read(self, layer, pooling, rows):
+        return self.pooled[pooling][layer][rows]
 
 
 def a_model(strength, first_token=0.0, layers_=2, seed=0):

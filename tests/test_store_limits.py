@@ -5,12 +5,16 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lib import models, residuals, store
 
@@ -30,6 +34,17 @@ def test_bfloat16_keeps_what_torch_keeps(tmp_path):
     expected = torch.from_numpy(values[0]).to(torch.bfloat16).float().numpy()
     np.testing.assert_array_equal(kept.read(0, "mean"), expected)
     assert (kept.verify()["state"] == "ok").all()
+
+
+@given(st.lists(st.integers(0, 10), max_size=30))
+def test_asked_for_rows_are_those_of_the_whole_in_any_order(rows):
+    values = np.random.default_rng(0).normal(size=(1, 11, 2)).astype(np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        kept = small_store(Path(folder), "float32", rows=11)
+        for stretch in kept.chunks():
+            kept.write_chunk(stretch, {"mean": values[:, stretch.start : stretch.stop]})
+        asked = np.array(rows, dtype=int)
+        np.testing.assert_array_equal(kept.read(0, "mean", asked), values[0][asked])
 
 
 @pytest.mark.parametrize(("dtype", "value"), [("float16", 1e6), ("bfloat16", 3.4e38)])

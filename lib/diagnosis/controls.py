@@ -33,7 +33,7 @@ LABELS = {
     "without_prototypes": "Prototype rows left out of their own gradient: a row is always near a mean that contains it.",
     "held_out": "Prototype from other actions, layer chosen on other actions: pays for the maximum over layers.",
     "all_points": "Adjusted Rand index over all points, noise as a cluster of its own: coverage counts.",
-    "stability": "Clusters of four fifths of the actions against those of all: can structure this loose be found twice?",
+    "stability": "Clusters of four fifths of the actions, in the same components, against those of all: are they found again?",
     "supervised": "Clusters predicted by a classifier that knows the labels: the most a clustering could reach.",
     "ridge": "Closed-form ridge on standardised features, penalty chosen within folds grouped by action.",
     "auc": "Cross-validated area under the curve of virtue against vice, grouped by action: are they separable?",
@@ -77,8 +77,8 @@ def without_length(representation: np.ndarray, lengths: np.ndarray) -> np.ndarra
 def words_only(actions: list[str], width: int, seed: int) -> np.ndarray:
     """Return the mean over an action's words of one random vector a word, [actions, width]; zeros without words."""
     counts = CountVectorizer(token_pattern=r"\w+").fit_transform(actions)
-    vectors = np.random.default_rng(seed).standard_normal((counts.shape[1], width))
-    return (counts @ vectors) / np.maximum(counts.sum(axis=1).A1, 1)[:, None]
+    vectors = np.random.default_rng(seed).standard_normal((counts.shape[1], width), dtype=np.float32)
+    return (counts.astype(np.float32) @ vectors) / np.maximum(counts.sum(axis=1).A1, 1).astype(np.float32)[:, None]
 
 
 def arms_of(poolings: list[str], published: str) -> list[str]:
@@ -88,7 +88,12 @@ def arms_of(poolings: list[str], published: str) -> list[str]:
 
 
 def representation(
-    arm: str, pooled: Mapping[str, np.ndarray], index: np.ndarray, published: str, tokens: np.ndarray, words: np.ndarray
+    arm: str,
+    pooled: Mapping[str, np.ndarray],
+    index: np.ndarray,
+    published: str,
+    tokens: np.ndarray,
+    words: np.ndarray | None,
 ) -> np.ndarray:
     """Return the representation of one arm, [rows, width].
 
@@ -98,12 +103,13 @@ def representation(
         index: place of every row's action, [rows].
         published: the pooling of the published arm.
         tokens: length of every action's prompt, [actions].
-        words: as :func:`words_only`, [actions, width].
+        words: as :func:`words_only`, [actions, width]; needed for that arm only.
     """
     match arm:
         case "length_only":
             return length_features(tokens[index])
         case "words_only":
+            assert words is not None
             return words[index]
         case "length_removed":
             return without_length(pooled[published][index], tokens[index])

@@ -68,7 +68,6 @@ def diagnose(
     used, places = np.unique(store.rows_of(np.concatenate([rows["action"], actions])), return_inverse=True)
     of_subset, of_probed = places[: len(rows)], places[len(rows) :]
     tokens = store.index["tokens"].to_numpy()[used]
-    words = controls.words_only([store.actions[index] for index in used], store.width, seed)
     thorough = spread(store.layers, control_layers)
     tables: dict[str, list[pd.DataFrame]] = {kind: [] for kind in KINDS}
     waiting: deque[tuple[range | list[int], str, dict[str, list[Future[pd.DataFrame]]]]] = deque()
@@ -81,6 +80,7 @@ def diagnose(
     cores = os.cpu_count() or 1
     with ThreadPoolExecutor(1) as clusters, ThreadPoolExecutor(1) as rest, threadpool_limits(max(1, cores // 2)):
         for layer in tqdm(range(store.layers), desc=f"diagnosis of {model}", unit="layer"):
+            words = controls.words_only([store.actions[row] for row in used], store.width, seed) if layer == 0 else None
             pooled = OneAtATime(store, layer, used)
             for arm in controls.arms_of(store.poolings, pooling):
                 once = arm in SAME_IN_EVERY_LAYER
@@ -131,7 +131,7 @@ class OneAtATime(Mapping[str, np.ndarray]):
     def __getitem__(self, pooling: str) -> np.ndarray:
         if self.kept is None or self.kept[0] != pooling:
             self.kept = None  # lets go of it before the next is read
-            self.kept = pooling, self.store.read(self.layer, pooling)[self.used]
+            self.kept = pooling, self.store.read(self.layer, pooling, self.used)
         return self.kept[1]
 
     def __iter__(self) -> Iterator[str]:

@@ -51,7 +51,7 @@ def split_rows(
         split: ``published`` or ``grouped``.
     """
     table = exploded.merge(annotations[["id", "action", *CATEGORIES]], on="id", validate="many_to_one")
-    x = store.read(layer, pooling)[store.rows_of(table["action"])]
+    x = store.read(layer, pooling, store.rows_of(table["action"]))
     vectors, actions = table[list(CATEGORIES)].to_numpy(), table["action"].to_numpy()
     sides = table[f"split_{split}"].to_numpy()
     return {side: Rows(x[sides == side], vectors[sides == side], actions[sides == side]) for side in np.unique(sides)}
