@@ -281,13 +281,17 @@ def test_the_norm_profile_equals_raw_hooks(model):
     assert row["norm"] == pytest.approx(np.mean([np.linalg.norm(s[1, -1]) for s in streams]), rel=1e-5)
 
 
-def test_a_real_model_on_real_rows(real_data):
+def test_the_store_of_a_real_model_over_all_real_rows_equals_raw_hooks(real_data, tmp_path):
     model = models.load(str(real_data / "stories260K"))
-    actions = pd.read_csv(real_data / "social-chem-101.part.csv")["action"].dropna().unique()[:64].tolist()
+    actions = pd.read_csv(real_data / "social-chem-101.part.csv")["action"].dropna().unique().tolist()
     prompts = residuals.tokenize(model.tokenizer, actions)
-    pooled = residuals.pooled_residuals(model, prompts, range(64)).numpy()
-    for row in (0, 31, 63):
-        streams = hooked_streams(model._module, prompts.tokens[row])
-        scale = np.abs(streams).max()
-        np.testing.assert_allclose(pooled[0, :, row] / scale, streams.mean(1) / scale, atol=1e-5)
-        np.testing.assert_allclose(pooled[3, :, row] / scale, streams[:, -1] / scale, atol=1e-5)
+    index = pd.DataFrame({"action": prompts.actions, "tokens": prompts.lengths})
+    layers = len(models.decoder_layers(model))
+    filled = store.create_store(tmp_path, index, layers, models.width(model), residuals.POOLINGS)
+    residuals.extract(model, prompts, filled, 4096)
+    assert (filled.verify()["state"] == "ok").all()
+    stored = np.stack([[filled.read(layer, pooling) for layer in range(layers)] for pooling in residuals.POOLINGS])
+    for row in range(0, len(actions), 97):
+        streams, in_action = hooked_streams(model._module, prompts.tokens[row]), prompts.in_action[row]
+        expected = [streams.mean(1), streams[:, 1:].mean(1), streams[:, in_action].mean(1), streams[:, -1]]
+        np.testing.assert_allclose(stored[:, :, row], expected, atol=1e-5 * np.abs(streams).max())
