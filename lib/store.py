@@ -13,7 +13,6 @@ directory. A connection that breaks leaves a stretch without its marker, so it i
 import contextlib
 import errno
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,17 +27,10 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import FsspecStore
 
 from lib import files, ownership, runs, shares
+from lib.precision import STORED_AS, StoreError, checksum, decode, encode
 
 VARIABLE = "COMPANION_STORE"
 """Environment variable with the address of an object store for the arrays."""
-
-
-STORED_AS = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
-"""dtype -> what the arrays hold. Zarr has no bfloat16, so its bits are kept: the upper half of a float32."""
-
-
-class StoreError(ValueError):
-    """A store is missing, damaged or of another kind than asked for."""
 
 
 class ActivationStore:
@@ -99,12 +91,12 @@ class ActivationStore:
             raise StoreError(f"{len(missing)} chunks are not written yet; run notebook 02_residual_streams again")
         array, dtype = self._array(pooling), self.description["dtype"]
         if rows is None:
-            return _decode(np.asarray(array[layer]), dtype)
+            return decode(np.asarray(array[layer]), dtype)
         result = np.empty((len(rows), self.width), dtype=np.float32)
         for stretch in self.chunks():
             inside = (rows >= stretch.start) & (rows < stretch.stop)
             if inside.any():
-                values = _decode(np.asarray(array[layer, stretch.start : stretch.stop]), dtype)
+                values = decode(np.asarray(array[layer, stretch.start : stretch.stop]), dtype)
                 result[inside] = values[rows[inside] - stretch.start]
         return result
 
@@ -141,16 +133,16 @@ class ActivationStore:
         checksums: dict[str, str] = {}
         try:
             for pooling, values in pooled.items():
-                stored = _encode(values, dtype)
+                stored = encode(values, dtype)
                 self._array(pooling)[:, rows.start : rows.stop] = stored
-                checksums[pooling] = _checksum(stored)
+                checksums[pooling] = checksum(stored)
             marker = {"token_budget": token_budget, "sha256": checksums}
             files.write_text_atomically(self._marker(rows), json.dumps(marker))
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             needed = len(self.missing_chunks()) * sum(
-                _encode(values[:1, :1], dtype).nbytes for values in pooled.values()
+                encode(values[:1, :1], dtype).nbytes for values in pooled.values()
             )
             stretch = f"rows {rows.start} to {rows.stop - 1}"
             missing = next(
@@ -213,7 +205,7 @@ class ActivationStore:
         except (ValueError, RuntimeError, OSError):
             # What zarr's codecs raise for a chunk whose own checksum or compression is broken.
             return "damaged"
-        return "ok" if _checksum(stored) == recorded else "damaged"
+        return "ok" if checksum(stored) == recorded else "damaged"
 
     def _array(self, pooling: str) -> zarr.Array:
         return zarr.open_array(_place(self.directory, self.description.get("url"), pooling), mode="r+")
@@ -251,7 +243,7 @@ def create_store(
         dtype: of the arrays, ``float32``, ``float16`` or ``bfloat16``.
 
     Raises:
-        StoreError: the directory holds a store of another layout, or the dtype is unknown.
+        StoreError: the directory holds a store of another layout or of other rows, or the dtype is unknown.
         OwnershipError: the object store belongs to another run.
     """
     if dtype not in STORED_AS:
@@ -282,7 +274,12 @@ def _open_or_create(directory: Path, index: pd.DataFrame, description: dict[str,
         if different:
             key = different[0]
             raise StoreError(f"{runs.short(directory)} has {key} = {found.get(key)!r}, not {description.get(key)!r}")
-        return ActivationStore(directory)
+        opened = ActivationStore(directory)
+        # Other lengths in tokens come from another template or tokenizer.
+        other = [column for column in ("action", "tokens") if opened.index[column].tolist() != index[column].tolist()]
+        if other:
+            raise StoreError(f"{runs.short(directory)} holds other rows: its {other[0]!r} differ. Use another run_dir.")
+        return opened
     files.write_parquet(directory / "index.parquet", index)
     for pooling in description["poolings"]:
         zarr.create_array(
@@ -302,27 +299,3 @@ def _place(directory: Path, url: str | None, pooling: str) -> Path | FsspecStore
     if url is None:
         return directory / "residuals.zarr" / pooling
     return FsspecStore.from_url(f"{url}/residuals.zarr/{pooling}")
-
-
-def _encode(values: np.ndarray, dtype: str) -> np.ndarray:
-    """Round float32 values to the store's dtype, to the nearest, ties to even."""
-    if dtype == "bfloat16":
-        bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-        stored = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-    else:
-        with np.errstate(over="ignore"):
-            stored = values.astype(dtype)
-    if not np.isfinite(_decode(stored, dtype)).all():
-        raise StoreError(f"values up to {np.abs(values).max():.3g} do not fit {dtype}; use a store of float32")
-    return stored
-
-
-def _decode(stored: np.ndarray, dtype: str) -> np.ndarray:
-    """Return float32 values of what the arrays hold."""
-    if dtype == "bfloat16":
-        return (stored.astype(np.uint32) << 16).view(np.float32)
-    return np.asarray(stored, dtype=np.float32)
-
-
-def _checksum(values: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()

@@ -95,6 +95,13 @@ def test_a_stream_that_is_not_the_one_before_the_final_norm_is_refused(tiny_mode
         models.check_residual_stream(model)
 
 
+def test_blocks_of_another_shape_are_refused(tiny_model, monkeypatch):
+    model = models.load(str(tiny_model))
+    monkeypatch.setattr(models, "width", lambda model: 64)
+    with pytest.raises(models.ModelError, match=r"\[batch, token, width\] = \(1, 5, 64\), got \(1, 5, 32\)"):
+        models.check_residual_stream(model)
+
+
 def test_the_first_blocks_alone_give_the_streams_of_the_whole_model(tiny_model):
     whole, cut = models.load(str(tiny_model)), models.load(str(tiny_model), first_layers=2)
     assert len(models.decoder_layers(cut)) == 2

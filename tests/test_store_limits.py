@@ -63,6 +63,14 @@ def test_an_unknown_dtype_is_refused_and_another_one_never_mixes_in(tmp_path):
         small_store(tmp_path, "float32")
 
 
+@pytest.mark.parametrize(("column", "values"), [("action", ["a0", "b1", "a2"]), ("tokens", [1, 1, 2])])
+def test_other_rows_or_prompts_of_another_length_never_mix_in(tmp_path, column, values):
+    index = small_store(tmp_path, "float32").index
+    store.create_store(tmp_path, index, 1, 2, ["mean"], rows_per_chunk=2)
+    with pytest.raises(store.StoreError, match=f"holds other rows: its '{column}' differ"):
+        store.create_store(tmp_path, index.assign(**{column: values}), 1, 2, ["mean"], rows_per_chunk=2)
+
+
 def test_a_full_disk_is_named_and_the_run_goes_on_afterwards(tmp_path, monkeypatch):
     kept = small_store(tmp_path, "float32")
     first, second = kept.chunks()
