@@ -3,6 +3,7 @@
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogFormatter
 
 from lib.figures import style
 
@@ -24,6 +25,9 @@ def residual_norms(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ylabel="norm of the residual stream (model units)",
         yscale="log",
     )
+    # Plain numbers; those between powers of ten only where there are less than two of these.
+    for set_formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+        set_formatter(LogFormatter(minor_thresholds=(2, 0.4)))
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend(title="token position", frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return ax
