@@ -287,7 +287,7 @@ def _open_or_create(directory: Path, index: pd.DataFrame, description: dict[str,
             shape=(description["layers"], len(index), description["width"]),
             chunks=(1, min(description["rows_per_chunk"], len(index)), description["width"]),
             dtype=STORED_AS[description["dtype"]],
-            compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"), Crc32cCodec()],
+            compressors=[BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec()],
             overwrite=True,
         )
     files.write_text_atomically(path, json.dumps(description, indent=1))
