@@ -5,6 +5,7 @@ actions, not rows.
 """
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from scipy.stats import rankdata
 
 
 def cluster_weights(clusters: np.ndarray, draws: int, seed: int) -> np.ndarray:
-    """Return row weights [draws + 1, rows] of a bootstrap over clusters; the first line is all ones.
+    """Return row weights [draws + 1, rows] of a bootstrap over clusters; the first line is all ones. They are read-only.
 
     Args:
         clusters: cluster of every row, shape [rows].
@@ -23,9 +24,18 @@ def cluster_weights(clusters: np.ndarray, draws: int, seed: int) -> np.ndarray:
     if len(clusters) == 0:
         return np.ones((draws + 1, 0))
     of_row, distinct = pd.factorize(clusters, sort=True)
-    count = len(distinct)
+    return _weights(of_row.tobytes(), len(distinct), draws, seed)
+
+
+@lru_cache(maxsize=4)
+def _weights(of_row: bytes, count: int, draws: int, seed: int) -> np.ndarray:
+    """Draw once what the analyses of every layer weight their rows with."""
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
-    return np.vstack([np.ones(len(of_row)), drawn[:, of_row]])
+    rows = np.frombuffer(of_row, dtype=np.intp)
+    weights = np.ones((draws + 1, len(rows)))
+    weights[1:] = drawn[:, rows]
+    weights.flags.writeable = False
+    return weights
 
 
 def interval(samples: np.ndarray) -> tuple[float, float]:

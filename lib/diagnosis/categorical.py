@@ -41,10 +41,10 @@ def prototypes(centred: np.ndarray, categories: np.ndarray, weights: np.ndarray)
 
 def cosines(vectors: np.ndarray) -> np.ndarray:
     """Return cosines between all pairs, [draws, k, k], of vectors [draws, k, width]; NaN for zero vectors."""
-    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        unit = np.where(norms > 1e-12, vectors / norms, np.nan)
-    return unit @ unit.transpose(0, 2, 1)
+    products = vectors @ vectors.transpose(0, 2, 1)
+    norms = np.sqrt(products.diagonal(axis1=1, axis2=2))
+    norms = np.where(norms > 1e-12, norms, np.nan)
+    return products / (norms[:, :, None] * norms[:, None, :])
 
 
 def categorical(

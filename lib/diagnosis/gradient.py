@@ -52,7 +52,7 @@ def gradient(
             keys = ((arm, "spearman"), (arm, "pearson"), (without, "spearman"))
             records += [missing(category, *key, len(typicality), why) for key in keys]
             continue
-        rows, own = representation[member].astype(np.float64) - mean, weights[:, member]
+        rows, own = (representation[member] - mean).astype(np.float32), weights[:, member]
         typical = typicality == 1.0
         nearness = to_prototype(rows, typical)
         measured = {
@@ -108,7 +108,7 @@ def to_prototype(rows: np.ndarray, typical: np.ndarray) -> np.ndarray:
 
 def nearness_to(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return cosines of all rows to every weighted sum of them, [rows, draws], for weights [draws, rows]."""
-    sums = weights @ rows
+    sums = weights.astype(rows.dtype) @ rows
     norms = np.linalg.norm(rows, axis=1)[:, None] * np.linalg.norm(sums, axis=1)
     return rows @ sums.T / np.maximum(norms, 1e-12)
 
@@ -162,18 +162,17 @@ def peaks(gradients: pd.DataFrame) -> pd.DataFrame:
 
 def _by_fold(category: str, rows: np.ndarray, typicality: np.ndarray, fold: np.ndarray) -> list[tuple]:
     records = []
+    typical = (fold != np.arange(linear.FOLDS)[:, None]) & (typicality == 1.0)
+    nearness = nearness_to(rows, typical.astype(float))
     for name in range(linear.FOLDS):
-        rest, inside = fold != name, fold == name
-        typical = rest & (typicality == 1.0)
-        for metric, part in (("rest", rest), ("fold", inside)):
-            label = f"{metric} {name}"
-            if typical.sum() < MINIMUM_ROWS or len(np.unique(typicality[part])) < 2:
+        for metric, part in (("rest", fold != name), ("fold", fold == name)):
+            label, n = f"{metric} {name}", int(part.sum())
+            if typical[name].sum() < MINIMUM_ROWS or len(np.unique(typicality[part])) < 2:
                 why = "not computed, because a fold has no prototype or only one typicality"
-                records.append(missing(category, "held_out", label, int(part.sum()), why))
+                records.append(missing(category, "held_out", label, n, why))
                 continue
-            nearness = to_prototype(rows, typical)[part]
-            value = spearman(nearness, typicality[part], np.ones((1, int(part.sum()))))
-            records.append(row(category, "held_out", label, value, int(part.sum())))
+            value = spearman(nearness[part, name], typicality[part], np.ones((1, n)))
+            records.append(row(category, "held_out", label, value, n))
     return records
 
 

@@ -1,8 +1,8 @@
 """One model through all four analyses, layer by layer, with every arm: what notebook 03 calls.
 
-A layer is read, analysed and let go, so memory does not grow with the number of layers. Two threads share the work, one
-that clusters and one that does the rest, which take about as long: much of either (spanning trees, ranks, small steps of
-training) uses one core whatever library does it.
+A layer is read, analysed and let go, so memory does not grow with the number of layers. Much of the work (spanning trees,
+ranks, small steps of training) uses one core whatever library does it, so threads share it: one clusters, because two
+matrices of distances would not fit, one does the rest, and the main thread reads ahead.
 """
 
 import os
@@ -67,7 +67,7 @@ def diagnose(
     topics = probed["foundations"].str.join("|").to_numpy()
     used, places = np.unique(store.rows_of(np.concatenate([rows["action"], actions])), return_inverse=True)
     of_subset, of_probed = places[: len(rows)], places[len(rows) :]
-    tokens = store.index["tokens"].to_numpy()[used]
+    texts, tokens = (store.index[column].to_numpy()[used] for column in ("action", "tokens"))
     thorough = spread(store.layers, control_layers)
     tables: dict[str, list[pd.DataFrame]] = {kind: [] for kind in KINDS}
     waiting: deque[tuple[range | list[int], str, dict[str, list[Future[pd.DataFrame]]]]] = deque()
@@ -77,10 +77,16 @@ def diagnose(
         for kind, frames in found.items():
             tables[kind] += [_placed(frame.result(), model, here, origin) for frame in frames for here in places]
 
-    cores = os.cpu_count() or 1
-    with ThreadPoolExecutor(1) as clusters, ThreadPoolExecutor(1) as rest, threadpool_limits(max(1, cores // 2)):
+    threads = max(1, (os.cpu_count() or 1) // 2)
+    # OpenMP's limit holds for the thread that sets it, so every worker sets it too.
+    limited = {"initializer": threadpool_limits, "initargs": (threads,)}
+    with (
+        threadpool_limits(threads),
+        ThreadPoolExecutor(1, **limited) as clusters,
+        ThreadPoolExecutor(1, **limited) as rest,
+    ):
         for layer in tqdm(range(store.layers), desc=f"diagnosis of {model}", unit="layer"):
-            words = controls.words_only([store.actions[row] for row in used], store.width, seed) if layer == 0 else None
+            words = controls.words_only(texts, store.width, seed) if layer == 0 else None
             pooled = OneAtATime(store, layer, used)
             for arm in controls.arms_of(store.poolings, pooling):
                 once = arm in SAME_IN_EVERY_LAYER
@@ -90,8 +96,10 @@ def diagnose(
                     controls.representation(arm, pooled, index, pooling, tokens, words)
                     for index in (of_subset, of_probed)
                 )
-                features = rest.submit(linear.features, x, x_probed).result()
+                features = linear.features(x, x_probed)
                 of_x, of_x_probed = features[: len(x)], features[len(x) :]
+                while len(waiting) > 1:  # more would be more representations in memory
+                    collect()
                 drawn = shuffles if arm in WITH_NULLS else 0
                 found: dict[str, list[Future[pd.DataFrame]]] = {kind: [] for kind in KINDS}
                 if arm == PUBLISHED or layer in thorough:
@@ -108,8 +116,6 @@ def diagnose(
                     found["dimensional"].append(rest.submit(published, x_probed, vectors, actions, draws, seed))
                 origin = "none" if once else arm if arm in store.poolings else pooling
                 waiting.append((range(store.layers) if once else [layer], origin, found))
-                if len(waiting) > 1:  # two arms at a time: one more would be one more representation in memory
-                    collect()
         while waiting:
             collect()
     return {kind: corrected(pd.concat(frames, ignore_index=True)) for kind, frames in tables.items()}

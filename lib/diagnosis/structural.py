@@ -7,9 +7,9 @@ noise, so a layer that is almost all noise can score high; over all points stand
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy.sparse import diags_array
 from sklearn.cluster import HDBSCAN
-from sklearn.decomposition import PCA
 from sklearn.metrics import pairwise_distances
 
 from lib.diagnosis import linear
@@ -21,9 +21,9 @@ MIN_CLUSTER_SIZE = 100
 MIN_SAMPLES = 20
 EXPLAINED = 0.95
 TARGETS = ("foundation", "polarity", "foundation and polarity")
-BLOCK = 1024
-"""Rows of the distance matrix at a time: little memory, and no product of a large matrix with its own transpose, on which
-OpenBLAS 0.3.31 was seen to crash at 16,135 x 2,000."""
+BLOCK = 512
+"""Rows and columns of the distance matrix at a time: each pair of blocks once, and no product of a large matrix with its own
+transpose, on which OpenBLAS 0.3.31 was seen to crash at 16,135 x 2,000."""
 
 RESAMPLES = 3
 """Draws of four fifths of the actions that are clustered anew."""
@@ -32,11 +32,15 @@ RESAMPLES = 3
 def components(representation: np.ndarray) -> np.ndarray:
     """Return the principal components that explain 95% of the variance, [rows, components], as published.
 
-    They come from the covariance, which spans what the published full decomposition spans. Rows are centred in float64
-    before that, because a covariance loses the digits that a large mean takes.
+    They come from the eigenvectors of the covariance, which span what the published full decomposition spans. Rows are
+    centred in float64 before that, because a covariance loses the digits that a large mean takes.
     """
     centred = (representation - representation.mean(axis=0, dtype=np.float64)).astype(np.float32)
-    return PCA(EXPLAINED, svd_solver="covariance_eigh").fit_transform(centred)
+    # PyTorch decomposes faster than NumPy, which scikit-learn's PCA calls, and unlike SciPy lets other threads go on.
+    variances, directions = torch.linalg.eigh(torch.from_numpy(centred.T @ centred))
+    explained = np.cumsum(variances.numpy()[::-1].clip(0), dtype=np.float64)
+    count = int(np.searchsorted(explained, EXPLAINED * explained[-1], side="right")) + 1
+    return centred @ directions.numpy()[:, ::-1][:, :count]
 
 
 def hdbscan_labels(points: np.ndarray) -> np.ndarray:
@@ -60,10 +64,14 @@ def distances(points: np.ndarray, min_samples: int) -> tuple[np.ndarray, np.ndar
     The core distance is that to the ``min_samples``-th neighbour, a point not being its own neighbour, as in the hdbscan
     package that the paper used.
     """
-    between, core = np.empty((len(points), len(points))), np.empty(len(points))
-    for start in range(0, len(points), BLOCK):
-        block = slice(start, start + BLOCK)
-        between[block] = pairwise_distances(points[block], points)
+    # Small differences of large numbers: float64, as scikit-learn would take it block by block.
+    points, count = points.astype(np.float64), len(points)
+    blocks = [slice(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
+    between, core = np.empty((count, count)), np.empty(count)
+    for place, block in enumerate(blocks):
+        for other in blocks[place:]:
+            between[block, other] = pairwise_distances(points[block], points[other])
+            between[other, block] = between[block, other].T
         core[block] = np.partition(between[block], min_samples, axis=1)[:, min_samples]
     return between, core
 

@@ -123,6 +123,6 @@ def _measures(
         # A category without latents says nothing; the mean is over those that have some.
         some = np.isfinite(values[:, 0])
         measures[metric, "all"] = np.nanmean(values[some], axis=0) if some.any() else nothing
-    x, missed, counts = (torch.from_numpy(np.ascontiguousarray(part)) for part in (rows, applied.missed, weights))
+    x, missed, counts = (torch.tensor(part) for part in (rows, applied.missed, weights))
     measures["fvu", "all"] = fraction_of_variance_unexplained(x, missed, counts).numpy()
     return measures
