@@ -143,13 +143,22 @@ def _reading(profile: Profile, name: str, model: Size, amount: Work) -> Job:
 
 
 def _diagnosing(profile: Profile, name: str, model: Size, amount: Work) -> Job:
-    # Eigenvalues of nested folds, sums of products, all pairs of points, resamples.
+    # Eigenvectors of the covariance, sums of products, all pairs of points, resamples; clusters of all arms at some layers.
     n, d = amount.subset, model.width
-    pairs, resamples = n * n * d / 4, (profile.bootstrap_draws + profile.permutations) * 8 * n * d
-    flops = model.layers * (250 * d**3 + 8 * n * d * d + pairs + resamples)
+    clustering = 6 * d**3 + n * n * d / 2
+    others = n * d * d + (profile.bootstrap_draws + profile.permutations) * 4 * n * d
+    flops = model.layers * (clustering + others) + min(profile.control_layers, model.layers) * 6 * clustering
     seconds = ASSUMED.seconds_to_start_a_job + model.layers * ASSUMED.diagnosis_seconds_per_layer
-    memory = 1e9 + amount.actions * d * 4 + n * d * 8 * 6 + n * n * 8
-    return Job("03_diagnosis", name, seconds + flops / _cores(profile), memory, flops=flops)
+    read = min(amount.actions, n + profile.probe_rows)
+    memory = 1.5e9 + read * d * 4 * 4 + n * n * 8
+    # Three threads share the work, and much of it uses one core: more than four cores are taken to help no further.
+    return Job(
+        "03_diagnosis",
+        name,
+        seconds + flops / min(_cores(profile), 4 * ASSUMED.core_gigaflops * 1e9),
+        memory,
+        flops=flops,
+    )
 
 
 def _training(profile: Profile, model: Size, amount: Work) -> Job:
