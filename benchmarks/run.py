@@ -75,6 +75,20 @@ def markdown(rows: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
+def at_paper_size(path: Path) -> str:
+    """What ``paper_size.py`` found, in a sentence under the table."""
+    if not path.exists():
+        return f"\nA diagnosis at the paper's size: {NOT_MEASURED}.\n"
+    found = pd.read_csv(path).iloc[0]
+    return (
+        f"\nA diagnosis at the paper's size ({found['layers']} layers, 16,135 x 4,096, controls clustered at "
+        f"{found['control_layers']} layers) would take {found['wall_minutes_estimated']:.0f} minutes and "
+        f"{found['peak_gigabytes']:.1f} GB, estimated from {found['wall_seconds_a_layer']:.0f} s a layer, "
+        f"{found['wall_seconds_controls_a_layer']:.0f} s more for a layer with all controls and "
+        f"{found['wall_seconds_once']:.0f} s once ({found['machine']}).\n"
+    )
+
+
 def main() -> int:
     """Run the modules one after the other, and render; a module that fails is named and the rest go on."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -97,8 +111,9 @@ def main() -> int:
             failed.append(path.name)
     rows = table(measured(), expected)
     rows.to_csv(HERE / "results.csv", index=False)
-    (HERE / "results.md").write_text(markdown(rows), encoding="utf-8")
-    print(markdown(rows))
+    rendered = markdown(rows) + at_paper_size(HERE / "paper_size.csv")
+    (HERE / "results.md").write_text(rendered, encoding="utf-8")
+    print(rendered)
     print(f"{(rows['result'] != NOT_MEASURED).sum()} of {len(rows)} cells measured; benchmarks/results.md")
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)

@@ -55,6 +55,17 @@ def test_a_cell_without_a_measurement_says_so(stored):
     assert "| a thing | a peer | not measured |  | gpu |" in run.markdown(rows)
 
 
+def test_the_estimate_at_the_papers_size_is_shown_with_its_terms(tmp_path):
+    path = tmp_path / "paper_size.csv"
+    assert "not measured" in run.at_paper_size(path)
+    path.write_text(
+        "layers,control_layers,wall_minutes_estimated,peak_gigabytes,wall_seconds_a_layer,"
+        "wall_seconds_controls_a_layer,wall_seconds_once,machine\n36,3,12.3,4.56,10.2,50.4,3.3,a box\n"
+    )
+    for part in ("12 minutes", "4.6 GB", "10 s a layer", "50 s more", "(a box)"):
+        assert part in run.at_paper_size(path)
+
+
 def test_the_cells_of_a_card_are_measured_alike_on_a_small_shape(stored):
     of = steering.subject(steering.TINY | {"num_hidden_layers": 2}, 2, 3)
     assert torch.equal(of.bare.lm_head.weight, of.model._module.lm_head.weight)
