@@ -12,7 +12,7 @@ from lib import parts
 from lib.parameters import STAGES
 from lib.profiles import Profile
 from lib.registry import BYTES, POOLINGS, Size
-from lib.workload import ASSUMED, Work, accelerator, size, work
+from lib.workload import ASSUMED, DIAGNOSIS_PROCESSES, Work, accelerator, diagnosis_memory, size, work
 
 NEEDS = {
     "01_moral_vectors": [],
@@ -149,13 +149,13 @@ def _diagnosing(profile: Profile, name: str, model: Size, amount: Work) -> Job:
     others = n * d * d + (profile.bootstrap_draws + profile.permutations) * 4 * n * d
     flops = model.layers * (clustering + others) + min(profile.control_layers, model.layers) * 6 * clustering
     seconds = ASSUMED.seconds_to_start_a_job + model.layers * ASSUMED.diagnosis_seconds_per_layer
-    read = min(amount.actions, n + profile.probe_rows)
-    memory = 1.5e9 + read * d * 4 * 4 + n * n * 8
-    # Three threads share the work, and much of it uses one core: more than four cores are taken to help no further.
+    side_by_side = min(profile.threads, DIAGNOSIS_PROCESSES)
+    memory = 0.7e9 + side_by_side * diagnosis_memory(n, min(amount.annotations, profile.probe_rows), d)
+    # Beyond one core a process, only linear algebra gains: more cores are taken to help no further.
     return Job(
         "03_diagnosis",
         name,
-        seconds + flops / min(_cores(profile), 4 * ASSUMED.core_gigaflops * 1e9),
+        seconds + flops / (side_by_side * ASSUMED.core_gigaflops * 1e9),
         memory,
         flops=flops,
     )

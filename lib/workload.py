@@ -83,6 +83,21 @@ def _counted(path: Path, agreement: str) -> Work:
     return Work(len(rows), exploded, len(actions), tokens, min(exploded, PUBLISHED.subset), 0, runs.short(path))
 
 
+DIAGNOSIS_PROCESSES = 4
+"""At most so many arms are diagnosed side by side; each holds a matrix of distances."""
+
+
+def diagnosis_memory(rows: int, probed: int, width: int) -> float:
+    """Return the bytes that a process needs to diagnose one arm of one layer: distances, or residual streams as read.
+
+    Args:
+        rows: of the diagnosis subset.
+        probed: annotations that the probes read.
+        width: of the residual stream.
+    """
+    return 1e9 + 4 * max(rows * (rows + 2 * width), 3 * (rows + probed) * width)
+
+
 @cache
 def accelerator(name: str) -> pd.Series:
     """Return a card's memory and rates.

@@ -1,9 +1,13 @@
 """Planted geometry is recovered, nothing is found in nothing, and each analysis agrees with another way of computing it."""
 
+from types import SimpleNamespace
+
 import hdbscan
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from scipy.spatial.distance import cdist
 from scipy.stats import spearmanr
 from sklearn.cluster import HDBSCAN
 from sklearn.decomposition import PCA
@@ -13,7 +17,7 @@ from sklearn.metrics import adjusted_rand_score, r2_score, roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from lib.diagnosis import categorical, controls, dimensional, gradient, layers, linear, structural, verdicts
+from lib.diagnosis import categorical, controls, dimensional, gradient, layers, linear, matrices, structural, verdicts
 from lib.foundations import CATEGORIES, FOUNDATIONS, category_of
 from lib.parameters import Pooling
 
@@ -202,7 +206,7 @@ def test_clusters_equal_those_of_the_hdbscan_package():
     oracle = hdbscan.HDBSCAN(min_cluster_size=100, min_samples=20, algorithm="prims_kdtree", approx_min_span_tree=False)
     expected = oracle.fit_predict(reduced)
     points = structural.components(x)
-    found = structural.hdbscan_labels(points)
+    found = structural.hdbscan_labels(matrices.distances(points))
     assert points.shape == reduced.shape
     assert adjusted_rand_score(expected, found) == pytest.approx(1.0)
     assert ((expected < 0) == (found < 0)).all()
@@ -215,7 +219,7 @@ def test_clusters_with_ties_and_duplicates_equal_those_of_the_whole_matrix():
     samples = structural.MIN_SAMPLES + 1  # scikit-learn counts a point as its own neighbour
     whole = HDBSCAN(structural.MIN_CLUSTER_SIZE, min_samples=samples, algorithm="brute", copy=True).fit_predict(x)
     assert whole.max() > 0
-    assert adjusted_rand_score(whole, structural.hdbscan_labels(x)) == pytest.approx(1.0)
+    assert adjusted_rand_score(whole, structural.hdbscan_labels(matrices.distances(x))) == pytest.approx(1.0)
 
 
 def test_planted_clusters_follow_foundations_and_not_polarities():
@@ -255,7 +259,7 @@ def test_components_from_the_covariance_give_the_labels_of_the_full_decompositio
     full = PCA(0.95, svd_solver="full").fit_transform(x - x.mean(axis=0))
     expected = HDBSCAN(100, min_samples=21, algorithm="brute", copy=True).fit_predict(full)
     points = structural.components(x)
-    found = structural.hdbscan_labels(points)
+    found = structural.hdbscan_labels(matrices.distances(points))
     assert points.shape == full.shape
     assert adjusted_rand_score(expected, found) == 1.0
 
@@ -270,16 +274,45 @@ def test_clusters_of_wide_rows_with_a_large_mean_equal_those_of_the_full_decompo
     oracle = hdbscan.HDBSCAN(min_cluster_size=100, min_samples=20, algorithm="prims_kdtree", approx_min_span_tree=False)
     points = structural.components(x)
     assert points.shape == full.shape
-    expected, found = oracle.fit_predict(full), structural.hdbscan_labels(points)
+    expected, found = oracle.fit_predict(full), structural.hdbscan_labels(matrices.distances(points))
     assert expected.max() > 0
     assert adjusted_rand_score(expected, found) == 1.0
+
+
+def test_a_part_of_the_points_is_clustered_as_if_there_were_no_others():
+    x, _ = blobs()
+    kept = np.flatnonzero(np.random.default_rng(0).random(len(x)) < 0.8)
+    between = matrices.distances(x)
+    alone = structural.hdbscan_labels(matrices.distances(x[kept]))
+    np.testing.assert_array_equal(structural.hdbscan_labels(between, kept), alone)
+    assert alone.max() > 0
+
+
+def test_distances_equal_those_taken_pair_by_pair():
+    points = np.random.default_rng(0).normal(size=(matrices.BLOCK + 90, 30)) + 1e3
+    between = matrices.distances(points)
+    np.testing.assert_allclose(between, cdist(points, points), rtol=1e-6, atol=1e-5)
+    assert (between == between.T).all()
+
+
+def test_what_a_card_would_compute_is_what_the_processor_does():
+    """PyTorch's way, which a card takes, tried on the processor."""
+    card, x = torch.device("cpu"), blobs()[0] @ np.random.default_rng(0).normal(size=(8, 30))
+    np.testing.assert_allclose(matrices.covariance(x, card), matrices.covariance(x), rtol=1e-4, atol=1e-4)
+    here, there = structural.components(x), structural.components(x, device=card)
+    assert here.shape == there.shape
+    np.testing.assert_allclose(matrices.distances(there, card), matrices.distances(here), atol=1e-3)
+    found = structural.structural(*blobs(), 5, 5, 0, device=card)
+    pd.testing.assert_frame_equal(found, structural.structural(*blobs(), 5, 5, 0))
 
 
 def test_repeated_actions_widen_the_null():
     x, subset = blobs()
     again = np.repeat(np.arange(0, len(x), 5), 5)  # five rows an action, all with its labels
     x, subset = x[again], subset.iloc[again].reset_index(drop=True)
-    found = structural.hdbscan_labels(structural.components(x + np.random.default_rng(0).normal(size=x.shape) * 0.1))
+    found = structural.hdbscan_labels(
+        matrices.distances(structural.components(x + np.random.default_rng(0).normal(size=x.shape) * 0.1))
+    )
     polarity = structural.labelings(subset)["polarity"]
     by_action = structural.shuffled_index(polarity, found, subset["action"].to_numpy(), 100, 0)
     by_row = structural.shuffled_index(polarity, found, np.arange(len(x)), 100, 0)
@@ -534,6 +567,32 @@ def test_the_whole_diagnosis_finds_planted_geometry(pooling):
         assert (null["p_corrected"] >= null["p"] - 1e-12).all()
     used = {part for table in tables.values() for arm in table["arm"] for part in arm.split(", ")}
     assert set(controls.ARMS) - set(Pooling.__args__) <= used, "every control that is listed is there"
+
+
+def test_processes_side_by_side_find_what_one_finds(monkeypatch):
+    inputs = a_model(4.0)
+    alone = layers.diagnose(*inputs, "planted", "mean", 10, 10, 1, 10_000, 0)
+    monkeypatch.setattr(layers, "processes", lambda _: 2)
+    together = layers.diagnose(*inputs, "planted", "mean", 10, 10, 1, 10_000, 0)
+    for kind, table in alone.items():
+        pd.testing.assert_frame_equal(table, together[kind])
+
+
+def test_there_are_as_many_processes_as_cores_and_memory_allow(monkeypatch):
+    def available(gigabytes):
+        return lambda: SimpleNamespace(available=gigabytes * 1e9)
+
+    inputs = SimpleNamespace(large=True, subset=range(16_135), actions=range(25_000), store=SimpleNamespace(width=4096))
+    monkeypatch.setattr(layers, "cpu_count", lambda: 2)
+    monkeypatch.setattr(layers.psutil, "virtual_memory", available(7.3))
+    assert layers.processes(inputs) == 2
+    monkeypatch.setattr(layers.psutil, "virtual_memory", available(2))
+    assert layers.processes(inputs) == 1
+    monkeypatch.setattr(layers, "cpu_count", lambda: 64)
+    monkeypatch.setattr(layers.psutil, "virtual_memory", available(500))
+    assert layers.processes(inputs) == layers.DIAGNOSIS_PROCESSES
+    inputs.large = False
+    assert layers.processes(inputs) == 1
 
 
 def test_a_damaged_layer_is_reported_and_the_others_are_analysed():

@@ -3,8 +3,6 @@
 A control is an arm of an analysis: the same function on another input or with other labels. Here are the inputs.
 """
 
-from collections.abc import Mapping
-
 import numpy as np
 import pandas as pd
 from sklearn.feature_extraction.text import CountVectorizer
@@ -71,7 +69,7 @@ def without_length(representation: np.ndarray, lengths: np.ndarray) -> np.ndarra
     residuals = representation - design @ coefficients
     # What is left of a dimension that does not vary, or is length alone, is rounding: nothing, not a signal.
     rounding = residuals.std(axis=0) <= 1e-6 * np.abs(representation).max(axis=0)
-    return np.where(rounding, 0.0, residuals)
+    return np.where(rounding, 0, residuals).astype(representation.dtype)
 
 
 def words_only(actions: list[str], width: int, seed: int) -> np.ndarray:
@@ -87,31 +85,8 @@ def arms_of(poolings: list[str], published: str) -> list[str]:
     return [PUBLISHED, "length_removed", *others, *SAME_IN_EVERY_LAYER]
 
 
-def representation(
-    arm: str,
-    pooled: Mapping[str, np.ndarray],
-    index: np.ndarray,
-    published: str,
-    tokens: np.ndarray,
-    words: np.ndarray | None,
-) -> np.ndarray:
-    """Return the representation of one arm, [rows, width].
-
-    Args:
-        arm: one of :func:`arms_of`.
-        pooled: pooling -> [actions, width].
-        index: place of every row's action, [rows].
-        published: the pooling of the published arm.
-        tokens: length of every action's prompt, [actions].
-        words: as :func:`words_only`, [actions, width]; needed for that arm only.
-    """
-    match arm:
-        case "length_only":
-            return length_features(tokens[index])
-        case "words_only":
-            assert words is not None
-            return words[index]
-        case "length_removed":
-            return without_length(pooled[published][index], tokens[index])
-        case _:
-            return pooled[published if arm == PUBLISHED else arm][index]
+def pooling_of(arm: str, published: str) -> str:
+    """Return the pooling that a representation is made of, ``none`` if it does not read the model."""
+    if arm in SAME_IN_EVERY_LAYER:
+        return "none"
+    return published if arm in (PUBLISHED, "length_removed") else arm

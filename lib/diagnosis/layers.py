@@ -1,33 +1,101 @@
 """One model through all four analyses, layer by layer, with every arm: what notebook 03 calls.
 
-A layer is read, analysed and let go, so memory does not grow with the number of layers. Much of the work (spanning trees,
-ranks, small steps of training) uses one core whatever library does it, so threads share it: one clusters, because two
-matrices of distances would not fit, one does the rest, and the main thread reads ahead.
+An arm of a layer is read, analysed and let go, so memory does not grow with the number of layers. Much of the work (spanning
+trees, ranks, small steps of training) uses one core whatever library does it, so arms of a wide model go through processes
+side by side.
 """
 
-import os
-from collections import deque
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import psutil
+from joblib import Parallel, cpu_count, delayed
 from statsmodels.stats.multitest import multipletests
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
-from lib.diagnosis import controls, linear
+from lib.diagnosis import controls, linear, matrices
 from lib.diagnosis.categorical import categorical, separability
 from lib.diagnosis.controls import PUBLISHED, SAME_IN_EVERY_LAYER
 from lib.diagnosis.dimensional import published, ridge
 from lib.diagnosis.gradient import gradient
 from lib.diagnosis.structural import structural
+from lib.diagnosis.tidy import unusable
 from lib.foundations import CATEGORIES, category_of
 from lib.store import ActivationStore
+from lib.workload import DIAGNOSIS_PROCESSES, diagnosis_memory
 
 KINDS = ("categorical", "gradient", "structural", "dimensional")
 WITH_NULLS = (PUBLISHED, "last")
 """Representations whose labels are shuffled too: what the paper reports, and what the verdicts read."""
+LARGE = 4e6
+"""Values in the subset's representation below which an arm takes less time than a process, or a card, needs to start."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the analyses of every arm share.
+
+    Attributes:
+        store: pooled residual streams.
+        subset: the diagnosis subset with ``action`` and ``category``.
+        vectors: moral vectors of the probed annotations, [probed rows, 10].
+        actions: action of each of them, [probed rows].
+        topics: foundations of each of them, as one text, [probed rows].
+        places: rows of the store, [rows + probed rows]: of the subset, then of the probed annotations.
+        pooling: of the published arm.
+        thorough: layers at which every arm is run.
+        draws: bootstrap resamples.
+        shuffles: draws of the label shuffles.
+        seed: of everything random.
+    """
+
+    store: ActivationStore
+    subset: pd.DataFrame
+    vectors: np.ndarray
+    actions: np.ndarray
+    topics: np.ndarray
+    places: np.ndarray
+    pooling: str
+    thorough: list[int]
+    draws: int
+    shuffles: int
+    seed: int
+
+    def arms(self) -> list[tuple[int, str]]:
+        """Name the layer and the arm of everything that is due."""
+        names = controls.arms_of(self.store.poolings, self.pooling)
+        return [(layer, arm) for layer in range(self.store.layers) for arm in names if self._due(layer, arm)]
+
+    def _due(self, layer: int, arm: str) -> bool:
+        if arm in SAME_IN_EVERY_LAYER:
+            return layer == 0
+        return layer in self.thorough or arm in WITH_NULLS
+
+    @property
+    def large(self) -> bool:
+        """Whether an arm is worth a process of its own, and a card where there is one."""
+        return len(self.subset) * self.store.width >= LARGE
+
+    def clustered(self, layer: int, arm: str) -> bool:
+        """Say whether an arm is clustered, which takes most of its time."""
+        return arm == PUBLISHED or layer in self.thorough
+
+    def representations(self, layer: int, arm: str) -> list[np.ndarray]:
+        """Return the representation of the subset [rows, width] and of the probed annotations [probed rows, width]."""
+        index, count = self.store.index.iloc[self.places], len(self.subset)
+        lengths = np.split(index["tokens"].to_numpy(), [count])
+        if arm == "length_only":
+            return [controls.length_features(tokens) for tokens in lengths]
+        if arm == "words_only":
+            values = controls.words_only(index["action"].tolist(), self.store.width, self.seed)
+        else:
+            values = self.store.read(layer, controls.pooling_of(arm, self.pooling), self.places)
+        parts = np.split(values, [count])
+        if arm == "length_removed":
+            return [controls.without_length(part, tokens) for part, tokens in zip(parts, lengths, strict=True)]
+        return parts
 
 
 def diagnose(
@@ -63,88 +131,76 @@ def diagnose(
     """
     rows = with_labels(subset, annotations)
     probed = sample_of_actions(annotations, probe_rows, seed)
-    vectors, actions = probed[list(CATEGORIES)].to_numpy(), probed["action"].to_numpy()
-    topics = probed["foundations"].str.join("|").to_numpy()
-    used, places = np.unique(store.rows_of(np.concatenate([rows["action"], actions])), return_inverse=True)
-    of_subset, of_probed = places[: len(rows)], places[len(rows) :]
-    texts, tokens = (store.index[column].to_numpy()[used] for column in ("action", "tokens"))
-    thorough = spread(store.layers, control_layers)
+    actions = probed["action"].to_numpy()
+    inputs = Inputs(
+        store,
+        rows,
+        probed[list(CATEGORIES)].to_numpy(),
+        actions,
+        probed["foundations"].str.join("|").to_numpy(),
+        store.rows_of(np.concatenate([rows["action"], actions])),
+        pooling,
+        spread(store.layers, control_layers),
+        draws,
+        shuffles,
+        seed,
+    )
+    due = inputs.arms()
+    # Long ones first, so that no core waits at the end.
+    queue = sorted(due, key=lambda place: not inputs.clustered(*place))
+    # Arguments go to the processes as they are: what is large, a process reads itself.
+    side_by_side = Parallel(processes(inputs), return_as="generator", max_nbytes=None)
+    # Cores beyond the processes go to the linear algebra of each.
+    threads = max(1, cpu_count() // DIAGNOSIS_PROCESSES)
+    results = side_by_side(delayed(analyse)(inputs, layer, arm, threads) for layer, arm in queue)
+    found = dict(zip(queue, tqdm(results, desc=f"diagnosis of {model}", total=len(queue), unit="arm"), strict=True))
     tables: dict[str, list[pd.DataFrame]] = {kind: [] for kind in KINDS}
-    waiting: deque[tuple[range | list[int], str, dict[str, list[Future[pd.DataFrame]]]]] = deque()
-
-    def collect() -> None:
-        places, origin, found = waiting.popleft()
-        for kind, frames in found.items():
-            tables[kind] += [_placed(frame.result(), model, here, origin) for frame in frames for here in places]
-
-    threads = max(1, (os.cpu_count() or 1) // 2)
-    # OpenMP's limit holds for the thread that sets it, so every worker sets it too.
-    limited = {"initializer": threadpool_limits, "initargs": (threads,)}
-    with (
-        threadpool_limits(threads),
-        ThreadPoolExecutor(1, **limited) as clusters,
-        ThreadPoolExecutor(1, **limited) as rest,
-    ):
-        for layer in tqdm(range(store.layers), desc=f"diagnosis of {model}", unit="layer"):
-            words = controls.words_only(texts, store.width, seed) if layer == 0 else None
-            pooled = OneAtATime(store, layer, used)
-            for arm in controls.arms_of(store.poolings, pooling):
-                once = arm in SAME_IN_EVERY_LAYER
-                if layer > 0 if once else layer not in thorough and arm not in WITH_NULLS:
-                    continue
-                x, x_probed = (
-                    controls.representation(arm, pooled, index, pooling, tokens, words)
-                    for index in (of_subset, of_probed)
-                )
-                features = linear.features(x, x_probed)
-                of_x, of_x_probed = features[: len(x)], features[len(x) :]
-                while len(waiting) > 1:  # more would be more representations in memory
-                    collect()
-                drawn = shuffles if arm in WITH_NULLS else 0
-                found: dict[str, list[Future[pd.DataFrame]]] = {kind: [] for kind in KINDS}
-                if arm == PUBLISHED or layer in thorough:
-                    arguments = (x, rows, draws, drawn, seed, arm, layer in thorough, of_x)
-                    found["structural"].append(clusters.submit(structural, *arguments))
-                found["categorical"] = [
-                    rest.submit(categorical, x, rows, draws, shuffles, seed, arm),
-                    rest.submit(separability, of_x, rows, draws, drawn, seed, arm),
+    for layer, arm in due:
+        once = arm in SAME_IN_EVERY_LAYER
+        origin = controls.pooling_of(arm, pooling)
+        for kind, frames in found[layer, arm].items():
+            for frame in frames:
+                tables[kind] += [
+                    _placed(frame, model, here, origin) for here in (range(store.layers) if once else [layer])
                 ]
-                found["gradient"].append(rest.submit(gradient, x, rows, draws, drawn, seed, arm))
-                arguments = (of_x_probed, vectors, actions, topics, draws, seed, arm, drawn > 0)
-                found["dimensional"].append(rest.submit(ridge, *arguments))
-                if arm == PUBLISHED:
-                    found["dimensional"].append(rest.submit(published, x_probed, vectors, actions, draws, seed))
-                origin = "none" if once else arm if arm in store.poolings else pooling
-                waiting.append((range(store.layers) if once else [layer], origin, found))
-        while waiting:
-            collect()
     return {kind: corrected(pd.concat(frames, ignore_index=True)) for kind, frames in tables.items()}
 
 
-class OneAtATime(Mapping[str, np.ndarray]):
-    """The poolings of a layer, read when asked for; the one read last is kept, so that memory holds one at a time.
+def processes(inputs: Inputs) -> int:
+    """Return how many arms to analyse side by side: what cores and free memory allow; one where it is not worth more."""
+    if not inputs.large:
+        return 1
+    needed = diagnosis_memory(len(inputs.subset), len(inputs.actions), inputs.store.width)
+    room = psutil.virtual_memory().available // needed
+    return max(1, min(cpu_count(), DIAGNOSIS_PROCESSES, int(room)))
 
-    Args:
-        store: pooled residual streams.
-        layer: index of the decoder block.
-        used: rows of the store to keep, [rows].
-    """
 
-    def __init__(self, store: ActivationStore, layer: int, used: np.ndarray) -> None:
-        self.store, self.layer, self.used = store, layer, used
-        self.kept: tuple[str, np.ndarray] | None = None
-
-    def __getitem__(self, pooling: str) -> np.ndarray:
-        if self.kept is None or self.kept[0] != pooling:
-            self.kept = None  # lets go of it before the next is read
-            self.kept = pooling, self.store.read(self.layer, pooling, self.used)
-        return self.kept[1]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.store.poolings)
-
-    def __len__(self) -> int:
-        return len(self.store.poolings)
+def analyse(inputs: Inputs, layer: int, arm: str, threads: int) -> dict[str, list[pd.DataFrame]]:
+    """Run every analysis of one arm of one layer, with so many threads of linear algebra: kind -> frames."""
+    draws, seed, subset = inputs.draws, inputs.seed, inputs.subset
+    shuffles = inputs.shuffles if arm in WITH_NULLS else 0
+    device = matrices.card() if inputs.large else None
+    found: dict[str, list[pd.DataFrame]] = {kind: [] for kind in KINDS}
+    with threadpool_limits(threads):
+        x, x_probed = inputs.representations(layer, arm)
+        covariance = None if unusable(x) else matrices.covariance(x, device)
+        features = linear.features(x, x_probed, covariance=covariance)
+        of_x, of_x_probed = features[: len(x)], features[len(x) :]
+        probed = (inputs.vectors, inputs.actions)
+        found["dimensional"].append(ridge(of_x_probed, *probed, inputs.topics, draws, seed, arm, shuffles > 0))
+        if arm == PUBLISHED:
+            found["dimensional"].append(published(x_probed, *probed, draws, seed))
+        found["categorical"] = [
+            categorical(x, subset, draws, inputs.shuffles, seed, arm),
+            separability(of_x, subset, draws, shuffles, seed, arm),
+        ]
+        found["gradient"].append(gradient(x, subset, draws, shuffles, seed, arm))
+        if inputs.clustered(layer, arm):
+            resampled = layer in inputs.thorough
+            found["structural"].append(
+                structural(x, subset, draws, shuffles, seed, arm, resampled, of_x, covariance, device)
+            )
+    return found
 
 
 def spread(layers: int, count: int) -> list[int]:

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import cho_factor, cho_solve, eigh
 from sklearn.utils.extmath import randomized_svd
+from threadpoolctl import threadpool_limits
 
+from lib.diagnosis import matrices
 from lib.diagnosis.tidy import unusable
 
 PENALTIES = np.logspace(-5, 2, 8)
@@ -65,7 +67,7 @@ class Features:
         return Features(self.values[rows], self.standardise)
 
 
-def features(x: np.ndarray | Features, *others: np.ndarray) -> Features:
+def features(x: np.ndarray | Features, *others: np.ndarray, covariance: np.ndarray | None = None) -> Features:
     """Return x [rows, width] itself, or, if it is wider than ``COMPONENTS``, its leading principal components.
 
     Components of the standardised features, without labels, each with its own variance: ridge shrinks the small ones most
@@ -76,18 +78,17 @@ def features(x: np.ndarray | Features, *others: np.ndarray) -> Features:
     Args:
         x: the rows whose components are taken.
         others: further rows, [rows, width]; their values on the same components follow those of x.
+        covariance: of x, as :func:`matrices.covariance`, for callers that have it already.
     """
     if isinstance(x, Features):
         return x
     if x.shape[1] <= COMPONENTS or unusable(x):
         return Features(np.concatenate([x, *others]) if others else x)
-    mean = x.mean(axis=0)
-    centred = x - mean
-    covariance = centred.T @ centred / len(x)
-    variance = covariance.diagonal()
+    matrix = matrices.covariance(x) if covariance is None else covariance
+    variance = matrix.diagonal()
     scale = np.sqrt(np.where(variance > 0, variance, 1))
-    _, _, basis = randomized_svd(covariance / np.outer(scale, scale), COMPONENTS, n_iter=2, random_state=0)
-    basis = (basis / scale).T.astype(x.dtype)
+    _, _, basis = randomized_svd(matrix / np.outer(scale, scale), COMPONENTS, n_iter=2, random_state=0)
+    basis, mean = (basis / scale).T.astype(x.dtype), x.mean(axis=0)
     return Features(np.concatenate([(rows - mean) @ basis for rows in (x, *others)]), standardise=False)
 
 
@@ -107,7 +108,7 @@ def ridge_path(
         sums: of the rows to fit.
         penalties: [k], or one for each target, [k, targets]; each multiplied by the number of rows.
         standardise: whether features are brought to standard deviation 1 over the rows to fit.
-        dtype: of the coefficients; the eigendecomposition is in float64.
+        dtype: of the eigendecomposition and the coefficients.
 
     Returns:
         Coefficients [k, width, targets] and intercepts [k, targets], both for x as it is given, not standardised. A
@@ -116,8 +117,8 @@ def ridge_path(
     mean, target_mean = sums.x / sums.n, sums.y / sums.n
     covariance = sums.xx / sums.n - np.outer(mean, mean)
     scale = _scale(covariance, sums, standardise)
-    values, basis = np.linalg.eigh(covariance / np.outer(scale, scale))
-    projected = basis.T @ ((sums.xy / sums.n - np.outer(mean, target_mean)) / scale[:, None])
+    values, basis = eigh((covariance / np.outer(scale, scale)).astype(dtype), driver="evd", check_finite=False)
+    projected = basis.T @ ((sums.xy / sums.n - np.outer(mean, target_mean)) / scale[:, None]).astype(dtype)
     shrunk = projected / (np.maximum(values, 0)[:, None] + penalties.reshape(len(penalties), 1, -1))
     coefficients = (basis / scale[:, None]).astype(dtype) @ shrunk.astype(dtype)
     return coefficients, target_mean - mean @ coefficients
@@ -131,6 +132,9 @@ def squared_errors(sums: Moments, coefficients: np.ndarray, intercepts: np.ndarr
     return sums.yy - 2 * linear + quadratic + offset
 
 
+@threadpool_limits.wrap(
+    limits=1
+)  # so small matrices gain nothing, and NumPy's and SciPy's threads get in each other's way
 def ridge_held_out(
     x: np.ndarray | Features, y: np.ndarray, fold: np.ndarray, blocks: np.ndarray | None = None
 ) -> np.ndarray:

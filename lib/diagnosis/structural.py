@@ -10,9 +10,8 @@ import pandas as pd
 import torch
 from scipy.sparse import diags_array
 from sklearn.cluster import HDBSCAN
-from sklearn.metrics import pairwise_distances
 
-from lib.diagnosis import linear
+from lib.diagnosis import linear, matrices
 from lib.diagnosis.controls import PUBLISHED, named
 from lib.diagnosis.tidy import missing, null_row, row, table, unusable
 from lib.statistics import cluster_weights, permutations
@@ -21,82 +20,88 @@ MIN_CLUSTER_SIZE = 100
 MIN_SAMPLES = 20
 EXPLAINED = 0.95
 TARGETS = ("foundation", "polarity", "foundation and polarity")
-BLOCK = 512
-"""Rows and columns of the distance matrix at a time: each pair of blocks once, and no product of a large matrix with its own
-transpose, on which OpenBLAS 0.3.31 was seen to crash at 16,135 x 2,000."""
-
 RESAMPLES = 3
 """Draws of four fifths of the actions that are clustered anew."""
 
 
-def components(representation: np.ndarray) -> np.ndarray:
+def components(
+    representation: np.ndarray, covariance: np.ndarray | None = None, device: torch.device | None = None
+) -> np.ndarray:
     """Return the principal components that explain 95% of the variance, [rows, components], as published.
 
-    They come from the eigenvectors of the covariance, which span what the published full decomposition spans. Rows are
-    centred in float64 before that, because a covariance loses the digits that a large mean takes.
+    They come from the eigenvectors of the covariance, which span what the published full decomposition spans.
+
+    Args:
+        representation: [rows, width].
+        covariance: as :func:`matrices.covariance`, for callers that have it already.
+        device: a card, as :func:`matrices.card`, or None.
     """
-    centred = (representation - representation.mean(axis=0, dtype=np.float64)).astype(np.float32)
-    # PyTorch decomposes faster than NumPy, which scikit-learn's PCA calls, and unlike SciPy lets other threads go on.
-    variances, directions = torch.linalg.eigh(torch.from_numpy(centred.T @ centred))
-    explained = np.cumsum(variances.numpy()[::-1].clip(0), dtype=np.float64)
+    covariance = matrices.covariance(representation, device) if covariance is None else covariance
+    variances, directions = matrices.eigenvectors(covariance, device)
+    explained = np.cumsum(variances[::-1].clip(0), dtype=np.float64)
     count = int(np.searchsorted(explained, EXPLAINED * explained[-1], side="right")) + 1
-    return centred @ directions.numpy()[:, ::-1][:, :count]
+    return matrices.centred(representation) @ directions[:, ::-1][:, :count]
 
 
-def hdbscan_labels(points: np.ndarray) -> np.ndarray:
-    """Return the labels of HDBSCAN with an exact spanning tree, [rows], -1 for noise; points are [rows, width].
+def hdbscan_labels(between: np.ndarray, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+    """Return the labels of HDBSCAN with an exact spanning tree, [rows], -1 for noise.
 
     The hierarchy depends on distances only through the minimum spanning tree. In the order in which Prim's algorithm adds
     them, the points of a cluster are neighbours at every height, so scikit-learn is given a chain instead of the whole
     matrix: the same labels, ties included, in a fraction of the time.
+
+    Args:
+        between: distances of all points, as :func:`matrices.distances`.
+        rows: the points to cluster, as if there were no others; by default all.
     """
-    order, lengths = prim(*distances(points, MIN_SAMPLES))
+    order, lengths = prim(between, core_distances(between, MIN_SAMPLES, rows), rows)
     chain = diags_array([lengths, lengths], offsets=[1, -1]).tocsr()
-    labels = np.empty(len(points), dtype=int)
+    labels = np.empty(len(order), dtype=int)
     # A point's core distance in the chain is its shorter edge, so one sample leaves the edges as they are.
     labels[order] = HDBSCAN(MIN_CLUSTER_SIZE, min_samples=1, metric="precomputed", copy=False).fit_predict(chain)
     return labels
 
 
-def distances(points: np.ndarray, min_samples: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return distances between points, [rows, rows], and their core distances, [rows].
+def core_distances(between: np.ndarray, min_samples: int, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+    """Return the distance of each of ``rows`` to its ``min_samples``-th neighbour among them, [rows].
 
-    The core distance is that to the ``min_samples``-th neighbour, a point not being its own neighbour, as in the hdbscan
-    package that the paper used.
+    A point is not its own neighbour, as in the hdbscan package that the paper used.
     """
-    # Small differences of large numbers: float64, as scikit-learn would take it block by block.
-    points, count = points.astype(np.float64), len(points)
-    blocks = [slice(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
-    between, core = np.empty((count, count)), np.empty(count)
-    for place, block in enumerate(blocks):
-        for other in blocks[place:]:
-            between[block, other] = pairwise_distances(points[block], points[other])
-            between[other, block] = between[block, other].T
-        core[block] = np.partition(between[block], min_samples, axis=1)[:, min_samples]
-    return between, core
+    places = np.arange(len(between))[rows]
+    core = np.empty(len(places), dtype=between.dtype)
+    for start in range(0, len(places), matrices.BLOCK):
+        near = between[places[start : start + matrices.BLOCK]].take(places, axis=1)
+        near.partition(min_samples, axis=1)
+        core[start : start + matrices.BLOCK] = near[:, min_samples]
+    return core
 
 
-def prim(between: np.ndarray, core: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Grow the minimum spanning tree of mutual reachability from the first point.
+def prim(
+    between: np.ndarray, core: np.ndarray, rows: np.ndarray | slice = slice(None)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Grow the minimum spanning tree of mutual reachability of some points from the first of them.
 
     Mutual reachability is the largest of a distance and the core distances of its two ends. It is taken row by row as the
     tree grows, which costs less than a second matrix, and SciPy's algorithm would first sort all edges, which takes longer
     than everything else here. Distances of zero become the smallest positive number: a sparse matrix has no zeros.
 
     Args:
-        between: distances, symmetric [rows, rows].
-        core: core distances, [rows].
+        between: distances of all points, symmetric.
+        core: core distances of those that the tree spans, [rows].
+        rows: which of all points these are; by default all.
 
     Returns:
-        Points in the order in which they join, [rows], and the length of the edge that brings each but the first, [rows - 1].
+        Places among ``rows`` in the order in which they join, [rows], and the length of the edge that brings each but the
+        first, [rows - 1].
     """
-    nearest = np.full(len(core), np.inf)
+    places = np.arange(len(between))[rows]
+    nearest = np.full(len(core), np.inf, dtype=between.dtype)
     outside = np.ones(len(core), dtype=bool)
     order, lengths = np.zeros(len(core), dtype=np.intp), np.empty(len(core) - 1)
     for step in range(1, len(core)):
         last = order[step - 1]
         outside[last] = False
-        reachability = np.maximum(np.maximum(between[last], core), core[last])
+        reachability = np.maximum(np.maximum(between[places[last]][rows], core), core[last])
         np.minimum(nearest, reachability, out=nearest, where=outside)
         nearest[last] = np.inf
         order[step] = nearest.argmin()
@@ -113,6 +118,8 @@ def structural(
     arm: str = PUBLISHED,
     resampled: bool = True,
     features: linear.Features | None = None,
+    covariance: np.ndarray | None = None,
+    device: torch.device | None = None,
 ) -> pd.DataFrame:
     """Compare clusters with labels for one layer.
 
@@ -125,6 +132,8 @@ def structural(
         arm: label of the representation.
         resampled: whether to add ``stability`` for the published representation.
         features: what the classifier of ``supervised`` reads; by default made of the representation.
+        covariance: of the representation, as :func:`matrices.covariance`; by default taken anew.
+        device: a card for the products of matrices, or None.
 
     Returns:
         Columns ``target`` and ``tidy.MEASURED``. Metric ``adjusted_rand`` for each target, over points that are not noise
@@ -135,9 +144,12 @@ def structural(
     if reason := unusable(representation) or _too_few(len(representation)):
         names = [(target, "adjusted_rand") for target in TARGETS] + [("all", "coverage")]
         return table("target", [missing(target, arm, metric, len(subset), reason) for target, metric in names])
-    points = components(representation)
-    found = hdbscan_labels(points)
+    points = components(representation, covariance, device)
+    between = matrices.distances(points, device)
+    found = hdbscan_labels(between)
     actions = subset["action"].to_numpy()
+    stability = [_stability(between, found, actions, seed)] if arm == PUBLISHED and resampled else []
+    del between  # by far the largest array of a diagnosis
     weights = cluster_weights(actions, draws, seed)
     kept = found >= 0
     counts = {"coverage": kept.mean(), "clusters": len(np.unique(found[kept])), "components": points.shape[1]}
@@ -156,9 +168,7 @@ def structural(
     if shuffles:
         read = linear.features(representation) if features is None else features
         records += _supervised(read, subset, weights, seed, named("supervised", arm))
-    if arm == PUBLISHED and resampled:
-        records.append(_stability(points, found, actions, seed))
-    return table("target", records)
+    return table("target", records + stability)
 
 
 def labelings(subset: pd.DataFrame) -> dict[str, np.ndarray]:
@@ -197,13 +207,13 @@ def contingency(labels: np.ndarray, found: np.ndarray, weights: np.ndarray) -> n
     return (weights @ cells).reshape(len(weights), *shape)
 
 
-def _stability(points: np.ndarray, found: np.ndarray, actions: np.ndarray, seed: int) -> tuple:
+def _stability(between: np.ndarray, found: np.ndarray, actions: np.ndarray, seed: int) -> tuple:
     """Agreement, over all points in both, of the clusters with those of a part of the actions, in the same components."""
     fold = linear.grouped_folds(actions, seed)
     values = []
     for left_out in range(RESAMPLES):
-        kept = fold != left_out
-        again = hdbscan_labels(points[kept]) if not _too_few(int(kept.sum())) else np.full(kept.sum(), -1)
+        kept = np.flatnonzero(fold != left_out)
+        again = hdbscan_labels(between, kept) if not _too_few(len(kept)) else np.full(len(kept), -1)
         if (again >= 0).any() and (found[kept] >= 0).any():
             tables = contingency(pd.factorize(found[kept])[0], again, np.ones((1, len(again))))
             values.append(adjusted_rand(tables)[0])
