@@ -1,15 +1,16 @@
 """The diagnosis of one model at the paper's size: 203,431 actions of which 16,135 are diagnosed, width 4,096, 36 layers.
 
-    python benchmarks/paper_size.py
+    python benchmarks/paper_size.py        # half an hour on two cores
 
 Draws, probes and control layers are those of ``profiles/paper.yaml``. A model's worth of residual streams would fill
-240 GB, so one layer is made up, in bfloat16, and read from its store as often as needed: by one layer and by three with the
-arms that every layer has, and by one with all controls. Seconds of 36 layers follow from these, so they are an estimate,
-and its terms stand beside it in ``paper_size.csv``. The spectrum of the rows falls slowly: 95% of the variance takes over
-1,000 components, more than residual streams of language models are known to need, which makes clustering slower.
+240 GB, so one layer is made up, in bfloat16, and read from its store 36 times; it lies in the system's cache, which a
+model's worth would not. The spectrum of the rows falls slowly: 95% of the variance takes over 1,000 components, more than
+residual streams of language models are known to need, which makes clustering slower. Memory is that of all processes
+together, what they share counted once, looked at twice a second.
 """
 
-import resource
+import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,9 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
+import psutil
 from cells import machine, versions
+from joblib.externals.loky import get_reusable_executor
 
 from lib import files, residuals, runs, store
 from lib.diagnosis import layers
@@ -77,35 +80,67 @@ def labels(actions: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     return annotations, subset.sample(DIAGNOSED, random_state=1).reset_index(drop=True)
 
 
-def seconds(directory: Path, count: int, control_layers: int) -> tuple[float, float]:
-    """Return wall and processor seconds of a diagnosis of ``count`` layers."""
-    activations = OneLayer(directory, count)
+class Memory(threading.Thread):
+    """The most bytes that this process and those it started held together, while the block is entered."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak, self.ended = 0, threading.Event()
+
+    def __enter__(self) -> "Memory":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.join()
+
+    def run(self) -> None:
+        """Look twice a second."""
+        this = psutil.Process()
+        while not self.ended.wait(0.5):
+            self.peak = max(self.peak, sum(_held(process) for process in (this, *this.children(recursive=True))))
+
+
+def _held(process: psutil.Process) -> int:
+    try:
+        return process.memory_full_info().pss
+    except psutil.Error:  # it has just ended
+        return 0
+
+
+def measure(directory: Path, layer_count: int = LAYERS) -> dict[str, object]:
+    """Diagnose so many layers; return wall and processor minutes, memory, and the number of components."""
+    activations = OneLayer(directory, layer_count)
     annotations, subset = labels(activations.actions)
-    wall, processor = time.perf_counter(), time.process_time()
-    layers.diagnose(
-        activations, annotations, subset, "made up", "mean", PAPER["bootstrap_draws"], PAPER["permutations"],
-        control_layers, PAPER["probe_rows"], seed=0,
-    )  # fmt: skip
-    return time.perf_counter() - wall, time.process_time() - processor
+    wall, processor = time.perf_counter(), sum(os.times()[:4])
+    with Memory() as memory:
+        tables = layers.diagnose(
+            activations, annotations, subset, "made up", "mean", PAPER["bootstrap_draws"], PAPER["permutations"],
+            PAPER["control_layers"], PAPER["probe_rows"], seed=0,
+        )  # fmt: skip
+    wall = time.perf_counter() - wall
+    get_reusable_executor().shutdown(wait=True)  # seconds of the processes count when they have ended
+    structural = tables["structural"]
+    components = structural[(structural["arm"] == "published") & (structural["metric"] == "components")]["value"]
+    return {
+        "layers": layer_count,
+        "control_layers": PAPER["control_layers"],
+        "rows": DIAGNOSED,
+        "width": WIDTH,
+        "components": int(components.median()),
+        "wall_minutes": round(wall / 60, 1),
+        "processor_minutes": round((sum(os.times()[:4]) - processor) / 60, 1),
+        "peak_gigabytes": round(memory.peak / 1e9, 2),
+    }
 
 
 def main() -> None:
-    """Measure one layer, three layers and one layer with all controls; print and record what 36 layers would take."""
+    """Measure, print and record."""
     with TemporaryDirectory() as folder:
         directory = Path(folder) / "activations"
         make_store(directory)
-        amounts = {"one": (1, 0), "three": (3, 0), "controls": (1, 1)}
-        found = {name: seconds(directory, *amount) for name, amount in amounts.items()}
-    row: dict[str, object] = {"layers": LAYERS, "control_layers": PAPER["control_layers"]}
-    for place, kind in enumerate(("wall", "processor")):
-        one, three, controls = (found[name][place] for name in amounts)
-        layer = (three - one) / 2
-        terms = {"a_layer": layer, "once": one - layer, "controls_a_layer": controls - one}
-        row |= {f"{kind}_seconds_{name}": round(value, 1) for name, value in terms.items()}
-        whole = LAYERS * layer + terms["once"] + PAPER["control_layers"] * terms["controls_a_layer"]
-        row[f"{kind}_minutes_estimated"] = round(whole / 60, 1)
-    row["peak_gigabytes"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)
-    row |= {"machine": machine(), **versions()}
+        row = measure(directory) | {"machine": machine(), **versions()}
     files.write_text_atomically(runs.PROJECT / "benchmarks" / "paper_size.csv", pd.DataFrame([row]).to_csv(index=False))
     print(pd.Series(row).to_string())
 

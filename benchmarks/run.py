@@ -81,11 +81,10 @@ def at_paper_size(path: Path) -> str:
         return f"\nA diagnosis at the paper's size: {NOT_MEASURED}.\n"
     found = pd.read_csv(path).iloc[0]
     return (
-        f"\nA diagnosis at the paper's size ({found['layers']} layers, 16,135 x 4,096, controls clustered at "
-        f"{found['control_layers']} layers) would take {found['wall_minutes_estimated']:.0f} minutes and "
-        f"{found['peak_gigabytes']:.1f} GB, estimated from {found['wall_seconds_a_layer']:.0f} s a layer, "
-        f"{found['wall_seconds_controls_a_layer']:.0f} s more for a layer with all controls and "
-        f"{found['wall_seconds_once']:.0f} s once ({found['machine']}).\n"
+        f"\nA diagnosis at the paper's size ({found['layers']} layers, {found['rows']:,} x {found['width']:,}, "
+        f"{found['components']:,} components, controls clustered at {found['control_layers']} layers) took "
+        f"{found['wall_minutes']:.0f} minutes, {found['processor_minutes']:.0f} of the processor, and "
+        f"{found['peak_gigabytes']:.1f} GB ({found['machine']}).\n"
     )
 
 

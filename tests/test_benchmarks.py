@@ -59,10 +59,10 @@ def test_the_estimate_at_the_papers_size_is_shown_with_its_terms(tmp_path):
     path = tmp_path / "paper_size.csv"
     assert "not measured" in run.at_paper_size(path)
     path.write_text(
-        "layers,control_layers,wall_minutes_estimated,peak_gigabytes,wall_seconds_a_layer,"
-        "wall_seconds_controls_a_layer,wall_seconds_once,machine\n36,3,12.3,4.56,10.2,50.4,3.3,a box\n"
+        "layers,control_layers,rows,width,components,wall_minutes,processor_minutes,peak_gigabytes,machine\n"
+        "36,3,16135,4096,1210,12.3,24.4,4.56,a box\n"
     )
-    for part in ("12 minutes", "4.6 GB", "10 s a layer", "50 s more", "(a box)"):
+    for part in ("36 layers, 16,135 x 4,096", "took 12 minutes, 24 of the processor", "4.6 GB", "(a box)"):
         assert part in run.at_paper_size(path)
 
 
