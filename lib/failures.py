@@ -17,8 +17,9 @@ from lib import files, jobs, runs
 from lib.parameters import STAGES, ParameterError
 from lib.profiles import PER_MODEL, Profile, load_profile
 
-MEMORY_ERRORS = ("MemoryError", "OutOfMemoryError", "DeadKernelError")
-"""Errors that more memory may cure. A kernel that dies without a word was, as a rule, killed for memory."""
+MEMORY_ERRORS = ("MemoryError", "OutOfMemoryError", "DeadKernelError", "TerminatedWorkerError")
+"""Errors that more memory may cure. A kernel, or a process that it started, that dies without a word was, as a rule, killed
+for memory."""
 
 
 def record(notebook: Path, status: int, said: str) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Planted geometry is recovered, nothing is found in nothing, and each analysis agrees with another way of computing it."""
 
+import os
+import signal
 from types import SimpleNamespace
 
 import hdbscan
@@ -17,6 +19,7 @@ from sklearn.metrics import adjusted_rand_score, r2_score, roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from lib import failures
 from lib.diagnosis import categorical, controls, dimensional, gradient, layers, linear, matrices, structural, verdicts
 from lib.foundations import CATEGORIES, FOUNDATIONS, category_of
 from lib.parameters import Pooling
@@ -576,6 +579,21 @@ def test_processes_side_by_side_find_what_one_finds(monkeypatch):
     together = layers.diagnose(*inputs, "planted", "mean", 10, 10, 1, 10_000, 0)
     for kind, table in alone.items():
         pd.testing.assert_frame_equal(table, together[kind])
+
+
+class DeadlyStore(Store):
+    def read(self, *_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_is_killed_ends_the_diagnosis_as_missing_memory_does(monkeypatch):
+    store, annotations, subset = a_model(4.0)
+    monkeypatch.setattr(layers, "processes", lambda _: 2)
+    with pytest.raises(RuntimeError) as raised:
+        layers.diagnose(
+            DeadlyStore(store.pooled, store.index), annotations, subset, "killed", "mean", 5, 5, 1, 10_000, 0
+        )
+    assert type(raised.value).__name__ in failures.MEMORY_ERRORS
 
 
 def test_there_are_as_many_processes_as_cores_and_memory_allow(monkeypatch):
