@@ -4,7 +4,8 @@
     python tests/slurm/cluster.py stop FOLDER
 
 Needs Debian's slurm-wlm and munge, and root. Nothing outside FOLDER is written except a link at ``SYSTEM_WIDE``, as
-jobs find the cluster there and nowhere else; a machine that has a file there already belongs to a cluster.
+jobs find the cluster there and nowhere else. A machine that has another file there belongs to a cluster, which a test
+must not disturb; a link that a killed test left is taken away.
 """
 
 import os
@@ -15,6 +16,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+import psutil
 
 SYSTEM_WIDE = Path("/etc/slurm/slurm.conf")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol")
@@ -61,6 +64,27 @@ def missing_programs() -> list[str]:
     return [program for program in PROGRAMS if shutil.which(program, path=path) is None]
 
 
+def running(folder: Path) -> list[int]:
+    """Processes of the cluster in ``folder`` that still run."""
+    written = folder / "pids"
+    pids = [int(pid) for pid in written.read_text().split()] if written.exists() else []
+    # A number may have been given to another program since.
+    ours = {process.pid for process in psutil.process_iter(["name"]) if process.info["name"] in PROGRAMS}
+    return [pid for pid in pids if pid in ours]
+
+
+def obstacle() -> str:
+    """Why no cluster can be started on this machine now, or nothing. Changes nothing."""
+    if not SYSTEM_WIDE.exists():
+        return ""
+    folder = SYSTEM_WIDE.readlink().parent if SYSTEM_WIDE.is_symlink() else None
+    if folder is None or CONFIGURATION.splitlines()[0] not in SYSTEM_WIDE.read_text().splitlines():
+        return f"{SYSTEM_WIDE} is there: this machine belongs to a cluster, which a test must not disturb"
+    if running(folder):
+        return f"a test's cluster runs already; to end it: python tests/slurm/cluster.py stop {folder}"
+    return ""
+
+
 def free_ports(count: int) -> list[int]:
     """Ports of the loopback address that nothing listens on."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
@@ -71,7 +95,12 @@ def free_ports(count: int) -> list[int]:
 
 
 def start(folder: Path) -> dict[str, str]:
-    """Start the cluster in ``folder`` and wait until both nodes are idle; returns the environment to reach it."""
+    """Start the cluster in ``folder`` and wait until both nodes are idle; returns the environment to reach it.
+
+    Raises ``RuntimeError`` where there is a cluster already, and when the nodes do not come up in half a minute.
+    """
+    if reason := obstacle():
+        raise RuntimeError(reason)
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("state", *(f"spool-{node}" for node in NODES)):
         (folder / name).mkdir(exist_ok=True)
@@ -86,10 +115,7 @@ def start(folder: Path) -> dict[str, str]:
         memory=memory,
     )
     (folder / "slurm.conf").write_text(text)
-    if SYSTEM_WIDE.is_symlink() and not SYSTEM_WIDE.exists():
-        SYSTEM_WIDE.unlink()
-    if SYSTEM_WIDE.exists():
-        raise RuntimeError(f"{SYSTEM_WIDE} is there: this machine belongs to a cluster, which a test must not disturb")
+    SYSTEM_WIDE.unlink(missing_ok=True)
     SYSTEM_WIDE.parent.mkdir(parents=True, exist_ok=True)
     SYSTEM_WIDE.symlink_to(folder / "slurm.conf")
     key = folder / "munge.key"
@@ -128,11 +154,8 @@ def stop(folder: Path) -> None:
     """End the cluster's own processes, in the opposite order, and take the link away."""
     if SYSTEM_WIDE.is_symlink() and SYSTEM_WIDE.readlink() == folder / "slurm.conf":
         SYSTEM_WIDE.unlink()
-    for pid in reversed((folder / "pids").read_text().split()):
-        try:
-            os.kill(int(pid), signal.SIGTERM)
-        except ProcessLookupError:
-            continue
+    for pid in reversed(running(folder)):
+        os.kill(pid, signal.SIGTERM)
     time.sleep(2)
 
 

@@ -2,11 +2,12 @@
 
     python tests/slurm/run.py [PROFILE]          (default: the demo)
 
-Skips, with a message, where Slurm is not installed or the plugin is missing.
+Skips, with a message, where Slurm is not installed, the plugin is missing or the machine belongs to a cluster.
 """
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -85,6 +86,11 @@ def main() -> int:
     if os.geteuid():
         print("skipped: the test starts slurmctld and slurmd, which needs root")
         return 0
+    if reason := cluster.obstacle():
+        print(f"skipped: {reason}")
+        return 0
+    # Ended from outside, the cluster's own processes and its link must go too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     source = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "profiles" / "demo.yaml")
     content = yaml.safe_load(source.read_text())
     local, run = content["run"], f"{content['run']}-slurm"
@@ -95,20 +101,20 @@ def main() -> int:
         profile = Path(scratch) / "slurm.yaml"
         profile.write_text(yaml.safe_dump(content | {"run": run}))
         folder = Path(scratch) / "cluster"
-        environment = cluster.start(folder)
-        trouble = Trouble(run, environment)
-        trouble.start()
-        started = time.monotonic()
         try:
+            environment = cluster.start(folder)
+            trouble = Trouble(run, environment)
+            trouble.start()
+            started = time.monotonic()
             status = snakemake(
                 profile, "--profile", "profiles/slurm", "--jobs", "2", "--slurm-status-command", "squeue",
                 "--slurm-init-seconds-before-status-checks", "5", "--seconds-between-status-checks", "5",
                 "--slurm-no-account", "--default-resources", "slurm_partition='left,right'", "--latency-wait", "10",
                 environment=environment,
             )  # fmt: skip
-        finally:
             trouble.over.set()
             trouble.join()
+        finally:
             cluster.stop(folder)
     different = runs_compared.differences(ROOT / "runs" / local, ROOT / "runs" / run)
     compared = len(runs_compared.digests(ROOT / "runs" / local))
