@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from lib import claims, evidence, runs
+from lib.evidence import models
 
 
 def test_other_annotations_cannot_speak_to_the_counts_of_the_official_file():
@@ -77,7 +78,22 @@ def test_noise_is_that_of_the_layer_where_polarity_is_followed_best():
         (1, "published", "polarity", "adjusted_rand", 0.4, 9),
     ]
     rows += [(0, "published", "all", "coverage", 0.9, 9), (1, "published", "all", "coverage", 0.2, 9)]
-    assert evidence._noise(pd.DataFrame(rows, columns=columns))["ours"] == pytest.approx(0.8)
+    assert models.noise_row(pd.DataFrame(rows, columns=columns))["ours"] == pytest.approx(0.8)
+
+
+def test_vices_against_virtues_reads_the_interval_of_the_layer_where_each_category_is_best():
+    columns = ["layer", "arm", "category", "value", "ci_low", "ci_high", "n"]
+    rows = [
+        (0, "published", "harm", 0.2, 0.19, 0.21, 10),
+        (1, "published", "harm", 0.5, 0.1, 0.9, 10),
+        (1, "published", "cheating", float("nan"), float("nan"), float("nan"), 0),
+        (1, "published", "care", 0.1, 0.0, 0.2, 10),
+        (1, "shuffled", "care", 0.9, 0.8, 1.0, 10),
+    ]
+    row = models.vices_row(pd.DataFrame(rows, columns=columns))
+    assert (row["ours"], row["n"]) == (pytest.approx(0.4), 20)
+    assert (row["ci_low"], row["ci_high"]) == (pytest.approx(-0.1), pytest.approx(0.9))
+    assert "reason" in models.vices_row(pd.DataFrame(rows[:2], columns=columns))
 
 
 def test_a_real_judge_speaks_to_every_claim_of_a_judge():
@@ -106,7 +122,7 @@ def test_prompts_are_counted_only_where_they_are_all_of_flames():
 def test_people_bound_the_claims_that_compare_with_them():
     rows = evidence.frame([{"id": "gradient-peak", "ours": 0.4}, {"id": "annotations", "ours": 3}])
     ceiling = pd.DataFrame(
-        [("care", "spearman", 0.4), ("harm", "spearman", 0.8), ("all", "r2", 0.5), ("care", "r2", 0.1)],
+        [("care", "spearman", 0.4), ("mean", "spearman", 0.6), ("mean", "r2", 0.5), ("care", "r2", 0.1)],
         columns=["dimension", "metric", "value"],
     )
     joined = evidence.with_ceiling(rows, ceiling).set_index("id")["ceiling"]
