@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import yaml
 
-from lib import runs
+from lib import identity, runs
 from lib.parameters import STAGES, Agreement, Arm, Device, DType, Keep, ParameterError, Pooling
 
 
@@ -170,8 +170,8 @@ def refuse_other_results(profile: Profile) -> None:
                 # A run that went on without a failed model is completed by the next one, not refused.
                 if set(recorded.get("models", [])) < set(values.get("models", [])):
                     recorded |= {"models": values["models"]}
-                asked = {"parameters": runs.identifying_parameters(wanted)}
-                runs.refuse_difference(directory, {"parameters": recorded}, asked)
+                asked = {"parameters": identity.identifying_parameters(wanted)}
+                identity.refuse_difference(directory, {"parameters": recorded}, asked)
 
 
 PER_MODEL = ("02_residual_streams", "03_diagnosis")

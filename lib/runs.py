@@ -8,13 +8,12 @@ stage goes on from the tables it already has and never mixes them with those of 
 stage whose manifest has been removed (Snakemake does so when an input is newer) is computed afresh.
 """
 
-import importlib.metadata
 import json
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import pandas as pd
 from IPython.display import Markdown
 
 from lib.files import locked, write_parquet, write_text_atomically
+from lib.identity import MismatchError, identity_of, refuse_difference
 from lib.parameters import STAGES, build, check_names, parameters
 from lib.provenance import (
     PROJECT,
@@ -43,26 +43,12 @@ __all__ = [
     "notebook_code", "open_stage", "parameters", "resolve", "sha256_of", "sha256_of_file", "short",
 ]  # fmt: skip
 
-PACKAGES = (
-    "torch", "transformers", "nnsight", "tokenizers", "numpy", "pandas", "scipy", "scikit-learn",
-    "statsmodels", "zarr", "inspect-ai",
-)  # fmt: skip
-"""Packages whose version can change a number; their versions are part of a stage's identity."""
-
-
 DEMO_ANNOTATIONS = "data/demo/annotations.tsv"
 """A run on this file is the demo, and says so."""
 
 
-class MismatchError(RuntimeError):
-    """A stage directory holds results of another identity than the one asked for."""
-
-
 class MissingStageError(FileNotFoundError):
     """An earlier stage's results are needed and not there."""
-
-
-# --------------------------------------------------------------------------------------------- stages
 
 
 @dataclass
@@ -210,13 +196,7 @@ def open_stage(
     paths = {key: resolve(path) for key, path in inputs.items()}
     for key, path in paths.items():
         _require_input(key, path, resolve(parameters.run_dir))
-    identity = {
-        "parameters": identifying_parameters(parameters),
-        "inputs": {key: sha256_of(path) for key, path in paths.items()},
-        "packages": {package: importlib.metadata.version(package) for package in PACKAGES},
-        "facts": dict(facts or {}),
-        "code": code_hash(name),
-    }
+    identity = identity_of(name, parameters, paths, facts or {})
     with locked(directory):
         complete = (directory / "manifest.json").exists()
         plan = _read_plan(directory)
@@ -255,32 +235,9 @@ def stage_directory(name: str, parameters: Any) -> Path:
     return resolve(parameters.run_dir) / STAGES[name].directory.format(model=model)
 
 
-def identifying_parameters(parameters: Any) -> dict[str, Any]:
-    """Return the parameters that decide a stage's results: all but where it writes and what it shows."""
-    ignored = ("run_dir", "show_content", *getattr(type(parameters), "PATHS", ()))
-    return {name: value for name, value in asdict(parameters).items() if name not in ignored}
-
-
 def read_manifest(directory: Path) -> dict[str, Any]:
     """Return the manifest of a finished stage."""
     return json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
-
-
-def refuse_difference(directory: Path, recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise ``MismatchError`` naming the first field in which two identities differ."""
-    for label, here, there in _differences(wanted, recorded):
-        raise MismatchError(
-            f"{short(directory)} holds results made with {label} = {there!r}, but {here!r} is asked for. "
-            f"Use another run directory, or remove {short(directory)} and run again."
-        )
-
-
-def _differences(wanted: Any, recorded: Any, label: str = "") -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(wanted, Mapping) and isinstance(recorded, Mapping):
-        for key in sorted(wanted.keys() | recorded.keys()):
-            yield from _differences(wanted.get(key), recorded.get(key), f"{label}.{key}" if label else key)
-    elif wanted != recorded:
-        yield label, wanted, recorded
 
 
 def _require_input(key: str, path: Path, run: Path) -> None:

@@ -173,9 +173,8 @@ class ActivationStore:
                     fcntl.flock(everyone, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise StoreError(
-                    f"another process is writing {runs.short(self.directory)}; wait for it to end"
-                ) from error
+                writing = runs.short(self.directory)
+                raise StoreError(f"another process is writing {writing}; wait for it to end") from error
             yield
 
     def verify(self) -> pd.DataFrame:

@@ -132,9 +132,8 @@ def squared_errors(sums: Moments, coefficients: np.ndarray, intercepts: np.ndarr
     return sums.yy - 2 * linear + quadratic + offset
 
 
-@threadpool_limits.wrap(
-    limits=1
-)  # so small matrices gain nothing, and NumPy's and SciPy's threads get in each other's way
+# One thread: matrices this small gain nothing from more, and NumPy's and SciPy's threads get in each other's way.
+@threadpool_limits.wrap(limits=1)
 def ridge_held_out(
     x: np.ndarray | Features, y: np.ndarray, fold: np.ndarray, blocks: np.ndarray | None = None
 ) -> np.ndarray:
