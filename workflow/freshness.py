@@ -1,0 +1,76 @@
+"""Which finished results of a run are still what its profile asks for: their identity decides, never a file's date.
+
+Snakemake runs a job whose notebook is missing from ``runs/<run>/notebooks``, and those that read its results. Here the
+notebooks of stale jobs are taken away before it starts. The stage itself, when it is opened, moves results of another
+identity aside (:func:`lib.run.stage.set_aside`); one whose identity turns out to be the same is only read.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import cache, partial
+from typing import Any
+
+from lib.run.files import resolve
+from lib.run.profile import Profile
+from lib.run.provenance import difference, identity_of
+from lib.run.stage import read_manifest
+from lib.run.table import STAGES
+from lib.run.validation import build
+from workflow.report import executed, finished, manifest, models_of
+
+
+def freshen(profile: Profile) -> list[str]:
+    """Take away the notebooks of jobs whose results are gone or of another identity; return what was found, a line each."""
+    lines = []
+    for stage in STAGES:
+        for model in models_of(profile, stage):
+            if not finished(profile, stage, model):
+                resolve(executed(profile, stage, model)).unlink(missing_ok=True)
+    for stage, model, why in stale(profile):
+        resolve(executed(profile, stage, model)).unlink(missing_ok=True)
+        named = f"{stage} of {model}" if STAGES[stage].per_model else stage
+        lines.append(f"{named}: its results were {why}; it runs again")
+    return lines
+
+
+def stale(profile: Profile) -> Iterator[tuple[str, str, str]]:
+    """Yield stage, model and the field that differs, for every finished job whose results are of another identity.
+
+    A job that reads results which are themselves stale, or are made again, is Snakemake's to run: it is judged here by the
+    inputs that are there.
+    """
+    facts = cache(partial(_facts, profile))  # two stages open a model, whose weights are hashed whole
+    for stage in STAGES:
+        for model in models_of(profile, stage):
+            if finished(profile, stage, model):
+                recorded = read_manifest(resolve(manifest(profile, stage, model)).parent)["identity"]
+                known = facts(model) if recorded["facts"] else {}
+                if why := difference(recorded, _asked(profile, stage, model=model, recorded=recorded, facts=known)):
+                    yield stage, model, why
+
+
+def _asked(
+    profile: Profile, stage: str, *, model: str, recorded: Mapping[str, Any], facts: Mapping[str, str]
+) -> dict[str, Any]:
+    """The identity that the stage would have now; inputs that are not there, and what only a hub knows, as recorded."""
+    specification = STAGES[stage]
+    values = profile.stage_parameters(stage, model)
+    paths = {name: resolve(path) for name, path in specification.input_paths(values).items()}
+    there = {name: path for name, path in paths.items() if name in recorded["inputs"] and path.exists()}
+    asked = identity_of(
+        specification.notebook,
+        build(specification.parameters, values, f"the profile for {stage}"),
+        there,
+        facts,
+    )
+    asked["inputs"] = recorded["inputs"] | asked["inputs"]
+    asked["facts"] = asked["facts"] or recorded["facts"]
+    return asked
+
+
+def _facts(profile: Profile, model: str) -> dict[str, str]:
+    source = profile.sources[model]
+    if source.hub:
+        return {}
+    from lib.activations.sources import fingerprint  # loads transformers, which most runs of this do not need
+
+    return fingerprint(source.source, untrained=profile.seed if source.like else None)

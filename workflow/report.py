@@ -1,0 +1,186 @@
+"""What of a run is there, what failed, and what is missing: a run goes on without a failed model and says so.
+
+    python -m workflow.report profiles/demo.yaml    # where the claims are, what is missing and why
+
+Every attempt of a job leaves its notebook and its log in ``runs/<run>/attempts``, and one that fails
+``runs/<run>/failed/<job>.json``, which the next success of the same job removes. A job is done when its whole notebook lies
+in ``runs/<run>/notebooks``. A job that was killed from outside leaves no failure, which says as much.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pandas as pd
+
+from lib.claims.ledger import summary
+from lib.run.files import errors_said, resolve, short, write_text_atomically
+from lib.run.profile import Profile, load_profile
+from lib.run.stage import read_manifest
+from lib.run.table import STAGES
+
+MEMORY_ERRORS = ("MemoryError", "OutOfMemoryError", "DeadKernelError", "TerminatedWorkerError")
+"""Errors that more memory may cure. A kernel, or a process that it started, that dies without a word was, as a rule, killed
+for memory."""
+
+
+# -------------------------------------------------------------------------------------- a job that fails
+
+
+def record(job: Path, notebook: Path, status: int, stderr: str) -> dict[str, Any]:
+    """Write down why a job failed: from the ``notebook`` of its attempt, else from the attempt's ``stderr``.
+
+    ``job`` is where its whole notebook would lie.
+    """
+    dead_kernel = "DeadKernelError" in stderr
+    name, message = "DeadKernelError" if dead_kernel else "", f"exit status {status}"
+    if notebook.exists() and not dead_kernel:
+        for cell in nbformat.read(notebook, as_version=4).cells:
+            for output in cell.get("outputs", []):
+                if output.output_type == "error":
+                    name, message = output.ename, output.evalue
+    elif stderr.strip() and not dead_kernel:
+        error, _, message = stderr.strip().splitlines()[-1].partition(": ")
+        name = error.rpartition(".")[2]
+    failure = {
+        "notebook": short(notebook),
+        "error": name or "unknown",
+        "message": "the kernel died, as it does when memory runs out" if dead_kernel else message,
+        "memory": name in MEMORY_ERRORS or status in (-9, 137),
+    }
+    write_text_atomically(_path(job), json.dumps(failure, indent=1))
+    return failure
+
+
+def recorded(job: Path) -> dict[str, Any] | None:
+    """Return why a job failed last, or None."""
+    path = _path(job)
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def forget(job: Path) -> None:
+    """Remove the record of a job."""
+    _path(job).unlink(missing_ok=True)
+
+
+def _path(job: Path) -> Path:
+    return job.parent.parent / "failed" / f"{job.stem}.json"
+
+
+def attempts(job: Path) -> list[Path]:
+    """Return the logs of all attempts of a job, or of its parts, the oldest first."""
+    folder = job.parent.parent / "attempts"
+    return sorted(folder.glob(f"{job.stem}.*.log"), key=lambda path: path.stat().st_mtime)
+
+
+# ------------------------------------------------------------------------------------ a run and its gaps
+
+
+def job_name(stage: str, model: str | None) -> str:
+    """Return the name of a job's files: the notebook's, and the model where the stage has a directory per model."""
+    return f"{STAGES[stage].notebook}.{model}" if STAGES[stage].per_model else STAGES[stage].notebook
+
+
+def manifest(profile: Profile, stage: str, model: str | None = None) -> str:
+    """Return the file that says a stage is finished."""
+    return f"runs/{profile.run}/{STAGES[stage].directory(model or profile.sae_model)}/manifest.json"
+
+
+def executed(profile: Profile, stage: str, model: str | None = None) -> str:
+    """Return the whole notebook of a job: the file that says that stage and figures are done."""
+    return f"runs/{profile.run}/notebooks/{job_name(stage, model or profile.sae_model)}.ipynb"
+
+
+def models_of(profile: Profile, stage: str) -> list[str]:
+    """Return the models for which a stage runs."""
+    return list(profile.sources) if STAGES[stage].every_model else [profile.sae_model]
+
+
+def finished(profile: Profile, stage: str, model: str | None = None) -> bool:
+    """Say whether a stage is finished, for ``model`` if it runs per model."""
+    return resolve(manifest(profile, stage, model)).exists()
+
+
+def diagnosed(profile: Profile) -> list[str]:
+    """Return the profile's models whose diagnosis is finished."""
+    return [model for model in profile.sources if finished(profile, "diagnosis", model)]
+
+
+def reachable(profile: Profile, models: list[str]) -> list[str]:
+    """Return the notebooks of the last stages that a run can still reach with ``models``, where others have failed."""
+    if not models:
+        return []
+    others = [stage for stage in STAGES["claims"].needs if stage != "comparison"]
+    ends = ["comparison", *(["claims"] if all(finished(profile, stage) for stage in others) else [])]
+    return [executed(profile, stage) for stage in ends]
+
+
+def missing(profile: Profile) -> pd.DataFrame:
+    """List what a run should have and has not: results, or only the notebook with its figures.
+
+    Returns:
+        Columns ``stage``, ``model`` (empty where a stage has none), ``reason``, ``log`` (of the last attempt; empty if there
+        was none); no rows when all is there.
+    """
+    rows = []
+    for stage, specification in STAGES.items():
+        for model in models_of(profile, stage):
+            job = resolve(executed(profile, stage, model))
+            if not job.exists() or not finished(profile, stage, model):
+                log = short(logs[-1]) if (logs := attempts(job)) else ""
+                rows.append((stage, model if specification.per_model else "", _reason(profile, stage, model, job), log))
+    return pd.DataFrame(rows, columns=["stage", "model", "reason", "log"])
+
+
+def _reason(profile: Profile, stage: str, model: str, job: Path) -> str:
+    # Its own failure, or that of one of its parts.
+    records = [_path(job), *sorted(_path(job).parent.glob(f"{job.stem}.*-of-*.json"))]
+    after = "its results are there, its notebook is not: " if finished(profile, stage, model) else ""
+    for path in records:
+        if path.exists():
+            why = json.loads(path.read_text(encoding="utf-8"))
+            return f"{after}{why['error']}: {why['message'].splitlines()[0] if why['message'] else ''}"
+    for needed in STAGES[stage].needs:
+        if not finished(profile, needed, model):
+            return f"needs {needed}, which is missing"
+    if attempts(job):
+        return f"{after}it was stopped, or is still running; the log of its last attempt ends there"
+    return f"{after}it has not been run"
+
+
+def show(profile: Profile) -> int:
+    """Print where a profile's claims are, how many got which decision, and what is missing and why.
+
+    Returns:
+        0, or 1 if something is missing; it is listed in ``runs/<run>/missing.csv`` too.
+    """
+    run = resolve(f"runs/{profile.run}")
+    claims = run / "claims" / "claims.csv"
+    if finished(profile, "claims") and resolve(executed(profile, "claims")).exists():
+        print(f"{short(claims)}: {summary(pd.read_csv(claims))}")
+        for notice in read_manifest(claims.parent)["notices"]:
+            print(notice)
+    gaps = missing(profile)
+    (run / "missing.csv").unlink(missing_ok=True)
+    if len(gaps):
+        write_text_atomically(run / "missing.csv", gaps.to_csv(index=False))
+        print(f"{short(run / 'missing.csv')}: {len(gaps)} results are missing")
+        for gap in gaps.itertuples():
+            log = f" ({gap.log})" if gap.log else ""
+            print(f"  {gap.stage}{f' of {gap.model}' if gap.model else ''}: {gap.reason}{log}")
+    return int(len(gaps) > 0)
+
+
+def main() -> int:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("profile")
+    return show(load_profile(parser.parse_args().profile))
+
+
+if __name__ == "__main__":
+    with errors_said():
+        sys.exit(main())

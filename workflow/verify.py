@@ -1,0 +1,83 @@
+"""Are the results still what was written? Every finished stage is compared with the hashes in its manifest.
+
+    python -m workflow.verify profiles/demo.yaml
+
+A damaged file is moved to the run's ``.superseded`` and its stage loses its manifest, so the next run makes that file again,
+of a store of activations the damaged chunks alone, and what was made from it. Reading everything takes as long as the disk
+needs, so a run does not do it by itself. What cannot be read now, for want of a connection or of rights, is an error and no
+damage.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from lib.activations.store import open_store
+from lib.run.files import errors_said, resolve, sha256_of_file, short
+from lib.run.profile import load_profile
+from lib.run.stage import read_manifest, set_aside
+
+NEEDED = ("manifest.json", "store.json", "index.parquet")
+"""Files without which nothing of a store of activations can be kept."""
+
+
+def check(run: Path) -> pd.DataFrame:
+    """Compare the files of every finished stage of a run with their recorded sha256, and its stores with their markers.
+
+    Returns:
+        Columns ``stage`` (directory below the run), ``file``, ``state`` (``damaged`` or ``missing``); no rows if all
+        is well. A manifest that cannot be read is damaged itself.
+
+    Raises:
+        StoreError: a store cannot be read now.
+    """
+    rows = []
+    manifests = sorted(path for path in run.rglob("manifest.json") if "/." not in f"/{path.relative_to(run)}")
+    for manifest in tqdm(manifests, desc="stages", unit="stage"):
+        stage = manifest.parent.relative_to(run).as_posix()
+        try:
+            recorded = read_manifest(manifest.parent)["outputs"]
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError):
+            rows.append((stage, "manifest.json", "damaged"))
+            continue
+        for name, sha256 in recorded.items():
+            file = manifest.parent / name
+            if not file.exists():
+                rows.append((stage, name, "missing"))
+            elif sha256_of_file(file) != sha256:
+                rows.append((stage, name, "damaged"))
+        if "store.json" in recorded and not {name for where, name, _ in rows if where == stage}.intersection(NEEDED):
+            states = open_store(manifest.parent).verify().query("state != 'ok'")
+            rows += [(stage, f"rows from {row.first_row}, {row.pooling}", row.state) for row in states.itertuples()]
+    return pd.DataFrame(rows, columns=["stage", "file", "state"])
+
+
+def main() -> int:
+    """Check a profile's run, move damaged files and the manifests of their stages aside, and say so."""
+    run = resolve(f"runs/{load_profile(sys.argv[1]).run}")
+    damage = check(run)
+    for stage, files in damage.groupby("stage"):
+        if set(files["file"]).intersection(NEEDED):
+            set_aside(run, run / stage, "that cannot be read")
+            continue
+        for path in (run / stage / name for name in {*files["file"], "manifest.json"}):
+            if (
+                path.exists()
+            ):  # a missing file is not, nor are the chunks of a store, which knows itself what to read again
+                aside = run / ".superseded" / "damaged" / path.relative_to(run)
+                aside.parent.mkdir(parents=True, exist_ok=True)
+                path.replace(aside)
+        for file in files.itertuples():
+            print(f"{short(run / stage / file.file)}: {file.state}")
+        print(f"{short(run / stage)}: the next run makes them again")
+    if damage.empty:
+        print(f"{short(run)}: every result is as it was written")
+    return 0
+
+
+if __name__ == "__main__":
+    with errors_said():
+        sys.exit(main())
