@@ -1,5 +1,7 @@
 """Every committed figure is what its table and the code that draws it say: drawn again, it is the same picture."""
 
+import importlib
+import inspect
 import json
 import re
 import shutil
@@ -9,11 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
-from lib import figures, runs
-from lib.figures import style
+from lib import plotting
+from lib.run.files import PROJECT
 
-FOLDER = runs.PROJECT / "figures"
+FOLDER = PROJECT / "figures"
 TABLES = sorted(FOLDER.glob("*.csv"))
 NUMBER = re.compile(r"-?\d+\.?\d*(?:e-?\d+)?")
 
@@ -41,7 +44,7 @@ def same(first, second):
 
 
 def drawn_again(table, folder):
-    figure = style.redraw(table, figures.DRAWINGS)
+    figure = plotting.redraw(table)
     path = folder / table.with_suffix(".svg").name
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
@@ -78,16 +81,28 @@ def test_another_number_is_another_figure(table, tmp_path):
     assert not same(drawn_again(changed, tmp_path), table.with_suffix(".svg"))
 
 
+def drawing_functions():
+    for path in sorted((PROJECT / "lib").glob("*/figures.py")):
+        module = importlib.import_module(f"lib.{path.parent.name}.figures")
+        public = inspect.getmembers(module, inspect.isfunction)
+        yield from (item for name, item in public if item.__module__ == module.__name__ and not name.startswith("_"))
+
+
 def test_a_caption_leaves_out_what_is_said_of_the_argument():
     def drawing(frame):
         """Number of claims by stage, stacked; ``frame`` is the ledger."""
 
-    assert style.caption_of(drawing) == "Number of claims by stage, stacked."
-    assert all(style.caption_of(function).count("``") == 0 for function in figures.DRAWINGS.values())
+    assert plotting.caption_of(drawing) == "Number of claims by stage, stacked."
 
 
-def test_a_second_table_is_kept_with_the_figure():
-    table = pd.DataFrame({"name": ["a", ""], "value": [1.5, None], "count": [1, 2]})
-    packed = json.loads(json.dumps(style._packed(table)))
-    pd.testing.assert_frame_equal(style._unpacked(packed), table.replace("", np.nan))
-    assert style._unpacked(style._packed({"layer": 2})) == {"layer": 2}
+@pytest.mark.parametrize("draw", drawing_functions(), ids=lambda draw: f"{draw.__module__}.{draw.__name__}")
+def test_a_drawing_function_takes_one_frame_and_returns_a_figure(draw):
+    assert len(inspect.signature(draw).parameters) == 1
+    assert inspect.signature(draw).return_annotation is Figure
+    assert 20 <= len(plotting.caption_of(draw)) <= 200
+    assert "``" not in plotting.caption_of(draw)
+
+
+def test_every_drawing_function_is_published_by_a_notebook():
+    drawn = {json.loads(path.read_text(encoding="utf-8"))["draw"] for path in FOLDER.glob("*.json")}
+    assert drawn == {f"{draw.__module__}.{draw.__name__}" for draw in drawing_functions()}

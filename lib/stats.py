@@ -16,10 +16,7 @@ from scipy.stats import rankdata
 def cluster_weights(clusters: np.ndarray, draws: int, seed: int) -> np.ndarray:
     """Return row weights [draws + 1, rows] of a bootstrap over clusters; the first line is all ones. They are read-only.
 
-    Args:
-        clusters: cluster of every row, shape [rows].
-        draws: number of resamples.
-        seed: of the generator.
+    ``clusters`` holds the cluster of every row, [rows]; ``draws`` is the number of resamples.
     """
     if len(clusters) == 0:
         return np.ones((draws + 1, 0))
@@ -38,6 +35,18 @@ def _weights(of_row: bytes, count: int, draws: int, seed: int) -> np.ndarray:
     return weights
 
 
+def half_samples(clusters: np.ndarray, draws: int, seed: int) -> np.ndarray:
+    """Return the rows of random halves of the clusters, boolean [draws, rows].
+
+    Half of the clusters, drawn without replacement, vary about all of them as all vary about the population, so the standard
+    deviation of a statistic over halves is its standard error (Politis, Romano and Wolf, 1999: of n clusters, b drawn vary by
+    (n - b) / b as much). No row occurs twice, as it does in a bootstrap, where a row and its copy agree by construction.
+    """
+    of_row, distinct = pd.factorize(clusters, sort=True)
+    ranks = np.random.default_rng(seed).random((draws, len(distinct))).argsort(axis=1)
+    return (ranks < len(distinct) // 2)[:, of_row]
+
+
 def interval(samples: np.ndarray) -> tuple[float, float]:
     """Return the 2.5th and 97.5th percentile of the finite samples; NaN where there are none."""
     finite = samples[np.isfinite(samples)]
@@ -47,8 +56,8 @@ def interval(samples: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def interval_around(value: float, samples: np.ndarray) -> tuple[float, float]:
-    """Return value -/+ 1.96 standard deviations of the samples; NaN where there are fewer than two.
+def interval_around(value: float, samples: np.ndarray, *, error: float = 0.05) -> tuple[float, float]:
+    """Return the normal interval around value that misses with probability ``error``; NaN for fewer than two samples.
 
     For statistics that resampling itself shifts: a mean of resampled rows is noisier than the mean of the rows, so the
     cosine of two means is smaller in every resample, and percentiles would lie beside the value they should enclose.
@@ -56,7 +65,7 @@ def interval_around(value: float, samples: np.ndarray) -> tuple[float, float]:
     finite = samples[np.isfinite(samples)]
     if len(finite) < 2 or not np.isfinite(value):
         return float("nan"), float("nan")
-    half = 1.959963984540054 * float(finite.std(ddof=1))
+    half = float(stats.norm.isf(error / 2) * finite.std(ddof=1))
     return float(value) - half, float(value) + half
 
 
@@ -75,16 +84,11 @@ def clustered_bootstrap(
     return float(values[0]), *interval(values[1:])
 
 
-def permutations(clusters: np.ndarray, draws: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield row orders, shape [rows], that move whole clusters to the places of clusters of the same size.
+def permutations(clusters: np.ndarray, draws: int, seed: int | np.random.Generator) -> Iterator[np.ndarray]:
+    """Yield row orders, [rows], that move whole clusters to the places of clusters of the same size.
 
-    ``labels[order]`` then gives every cluster the labels of another one, so labels that agree within a cluster still do.
-    A permutation of rows would break them up, and the null would be too narrow.
-
-    Args:
-        clusters: cluster of every row, shape [rows].
-        draws: number of permutations.
-        seed: of the generator.
+    ``labels[order]`` then gives every cluster, such as the rows of one action, the labels of another one, so labels that agree
+    within a cluster still do. A permutation of rows would break them up, and the null would be too narrow.
     """
     generator = np.random.default_rng(seed)
     codes = pd.factorize(clusters)[0]
