@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib import files, published_counts, runs, social_chemistry, vectors
-from lib.foundations import CATEGORIES, FOUNDATIONS
+from lib.paper import CATEGORIES, FOUNDATIONS
+from lib.run.files import PROJECT, write_parquet
+from lib.vectors import moral_vectors, published_counts, social_chemistry
 
 LEVELS = (0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
-DEMO = runs.PROJECT / "data/demo/annotations.tsv"
+DEMO = PROJECT / "data/demo/annotations.tsv"
 
 
 def cleaned(*rows):
@@ -22,7 +23,7 @@ def cleaned(*rows):
 
 
 def test_the_examples_of_the_project_page():
-    table = vectors.annotations(
+    table = moral_vectors.vectorise(
         cleaned(
             ("doing something that causes other people to lose trust in you", "loyalty-betrayal", -1.0, 3.0),
             ("cheating on your significant other", "care-harm|loyalty-betrayal", -2.0, 4.0),
@@ -43,7 +44,7 @@ rows = st.tuples(
 
 @given(st.lists(rows, min_size=1, max_size=30))
 def test_vectors_equal_an_oracle_that_does_it_row_by_row(sample):
-    table = vectors.annotations(cleaned(*sample), "action-agree")
+    table = moral_vectors.vectorise(cleaned(*sample), "action-agree")
     for (_, named, judgment, agreement), row in zip(sample, table.to_dict("records"), strict=True):
         value, weight = judgment / 2, agreement / 4
         pair = (max(0.0, value) * weight, max(0.0, -value) * weight)
@@ -61,7 +62,7 @@ def test_vectors_equal_an_oracle_that_does_it_row_by_row(sample):
 @pytest.fixture(scope="module")
 def demo():
     kept, dropped = social_chemistry.clean(social_chemistry.read(DEMO))
-    return kept, dropped, vectors.annotations(kept, "action-agree")
+    return kept, dropped, moral_vectors.vectorise(kept, "action-agree")
 
 
 def test_every_cleaning_rule_meets_its_case_and_the_counts_add_up(demo):
@@ -73,15 +74,14 @@ def test_every_cleaning_rule_meets_its_case_and_the_counts_add_up(demo):
 
 def test_exploding_keeps_one_row_for_each_named_foundation(demo):
     table = demo[2]
-    rows = vectors.exploded(table, 0)
+    rows = moral_vectors.explode(table, 0)
     assert len(rows) == table["foundations"].map(len).sum()
     assert set(rows["typicality"]) <= set(LEVELS)
     assert ((rows["polarity"] == "neutral") == (rows["typicality"] == 0)).all()
-    assert vectors.counts(rows)[list(vectors.SPLITS)].to_numpy().sum() == len(rows)
 
 
 def test_the_published_split_has_the_published_sizes():
-    split = pd.Series(vectors.published_split(203_431)).value_counts()
+    split = pd.Series(moral_vectors.published_split(203_431)).value_counts()
     assert split.to_dict() == {"train": 162_744, "test": 20_344, "validation": 20_343}
 
 
@@ -89,16 +89,16 @@ def test_no_action_is_on_two_sides_of_the_careful_split(demo):
     table = demo[2]
     assert table["action"].duplicated().any(), "the demo repeats actions"
     shouting = pd.concat([table["action"], table["action"].str.upper() + "!"], ignore_index=True)
-    sides = pd.Series(vectors.grouped_split(shouting, 0)).groupby(shouting.map(vectors.normalise)).nunique()
+    sides = pd.Series(moral_vectors.grouped_split(shouting, 0)).groupby(shouting.map(moral_vectors.normalise)).nunique()
     assert (sides == 1).all()
-    published = pd.Series(vectors.published_split(len(table))).groupby(table["action"].to_numpy()).nunique()
+    published = pd.Series(moral_vectors.published_split(len(table))).groupby(table["action"].to_numpy()).nunique()
     assert (published > 1).any(), "the published split leaks, which is why there is another"
 
 
 def test_the_subset_keeps_to_its_strata_and_is_the_same_twice(demo):
-    rows = vectors.exploded(demo[2], 0)
-    subset = vectors.subset(rows)
-    pd.testing.assert_frame_equal(subset, vectors.subset(rows))
+    rows = moral_vectors.explode(demo[2], 0)
+    subset = moral_vectors.draw_subset(rows)
+    pd.testing.assert_frame_equal(subset, moral_vectors.draw_subset(rows))
     sizes = subset.groupby(["foundation", "polarity", "typicality"]).size()
     full = rows.groupby(["foundation", "polarity", "typicality"]).size()
     for key, size in sizes.items():
@@ -108,7 +108,7 @@ def test_the_subset_keeps_to_its_strata_and_is_the_same_twice(demo):
 
 def test_large_strata_are_drawn_as_pythons_generator_draws():
     rows = pd.DataFrame({"id": range(1000), "foundation": "care-harm", "polarity": "virtue", "typicality": 0.125})
-    assert vectors.subset(rows)["id"].tolist() == random.Random(42).sample(range(1000), 300)
+    assert moral_vectors.draw_subset(rows)["id"].tolist() == random.Random(42).sample(range(1000), 300)
 
 
 def test_real_rows_give_the_known_count(real_data):
@@ -240,11 +240,11 @@ def test_neutral_says_why(demo):
 
 def test_one_vector_a_distinct_action_keeps_number_and_spread(demo):
     table = demo[2]
-    found = vectors.distinct(table)
+    found = moral_vectors.by_action(table)
     assert found["multiplicity"].sum() == len(table)
-    assert not found["action"].map(vectors.normalise).duplicated().any()
+    assert not found["action"].map(moral_vectors.normalise).duplicated().any()
     several = found[found["multiplicity"] > 1].iloc[0]
-    own = table[table["action"].map(vectors.normalise) == vectors.normalise(several["action"])]
+    own = table[table["action"].map(moral_vectors.normalise) == moral_vectors.normalise(several["action"])]
     for category in CATEGORIES:
         assert several[category] == pytest.approx(np.mean(own[category]))
         assert several[f"spread_{category}"] == pytest.approx(np.std(own[category], ddof=1))
@@ -252,35 +252,35 @@ def test_one_vector_a_distinct_action_keeps_number_and_spread(demo):
 
 
 def test_the_subset_depends_on_the_order_within_strata_and_on_nothing_else(demo):
-    rows = vectors.exploded(demo[2], 0)
+    rows = moral_vectors.explode(demo[2], 0)
     many = pd.concat([rows.assign(id=rows["id"] + f"x{copy}") for copy in range(8)], ignore_index=True)
-    drawn = vectors.subset(many)
+    drawn = moral_vectors.draw_subset(many)
     # Strata moved among each other, each in its own order: the same subset.
     moved = many.sort_values(["typicality", "polarity", "foundation"], kind="stable", ignore_index=True)
-    pd.testing.assert_frame_equal(drawn, vectors.subset(moved))
+    pd.testing.assert_frame_equal(drawn, moral_vectors.draw_subset(moved))
     # Another order within strata: another subset.
-    assert set(vectors.subset(many[::-1].reset_index(drop=True))["id"]) != set(drawn["id"])
+    assert set(moral_vectors.draw_subset(many[::-1].reset_index(drop=True))["id"]) != set(drawn["id"])
 
 
 def test_twice_gives_the_same_bytes(demo, tmp_path):
     for name in "ab":
-        table = vectors.annotations(demo[0], "action-agree")
-        rows = vectors.exploded(table, 0)
+        table = moral_vectors.vectorise(demo[0], "action-agree")
+        rows = moral_vectors.explode(table, 0)
         for kind, frame in {
             "table": table,
             "rows": rows,
-            "subset": vectors.subset(rows),
-            "distinct": vectors.distinct(table),
+            "subset": moral_vectors.draw_subset(rows),
+            "distinct": moral_vectors.by_action(table),
         }.items():
-            files.write_parquet(tmp_path / f"{kind}_{name}.parquet", frame)
+            write_parquet(tmp_path / f"{kind}_{name}.parquet", frame)
     for kind in ("table", "rows", "subset", "distinct"):
         assert (tmp_path / f"{kind}_a.parquet").read_bytes() == (tmp_path / f"{kind}_b.parquet").read_bytes()
 
 
 def test_overlap_lengths_and_typical_actions_say_what_the_rows_say(demo):
     table = demo[2]
-    rows = vectors.exploded(table, 0)
-    share = vectors.overlap(table).set_index(["named", "also_named"])["share"]
+    rows = moral_vectors.explode(table, 0)
+    share = moral_vectors.overlap(table).set_index(["named", "also_named"])["share"]
     named = table["foundations"]
     first, second = FOUNDATIONS[:2]
     expected = (
@@ -288,12 +288,12 @@ def test_overlap_lengths_and_typical_actions_say_what_the_rows_say(demo):
     )
     assert share[first, second] == pytest.approx(expected)
     assert (share[[(name, name) for name in FOUNDATIONS]] == 1).all()
-    lengths = vectors.lengths(rows, table, 50, 0).set_index(["polarity", "typicality"])
+    lengths = moral_vectors.lengths(rows, table, draws=50, seed=0).set_index(["polarity", "typicality"])
     words = rows.merge(table[["id", "action"]], on="id")
     words = words[(words["polarity"] == "vice") & (words["typicality"] == 1.0)]["action"].str.split().str.len()
     assert lengths.loc[("vice", 1.0), "value"] == pytest.approx(words.mean())
     assert lengths.loc[("vice", 1.0), "ci_low"] < words.mean() < lengths.loc[("vice", 1.0), "ci_high"]
-    typical = vectors.most_typical(rows, table, 3)
+    typical = moral_vectors.most_typical(rows, table, count=3)
     assert list(typical["category"].unique()) == [name for name in CATEGORIES if name in set(typical["category"])]
     assert typical.groupby("category").size().max() <= 3
 
@@ -321,10 +321,10 @@ def test_rows_as_published_agree_and_one_row_less_is_found():
 
 
 def test_sums_stand_beside_those_published(demo):
-    rows = vectors.exploded(demo[2], 0)
-    table = published_counts.totals(rows, vectors.subset(rows)).set_index("quantity")
+    rows = moral_vectors.explode(demo[2], 0)
+    table = published_counts.totals(rows, moral_vectors.draw_subset(rows)).set_index("quantity")
     assert table.loc["annotations", "obtained"] == len(demo[2])
-    assert table.loc[[f"exploded rows, {split}" for split in vectors.SPLITS], "obtained"].sum() == len(rows)
+    assert table.loc[[f"exploded rows, {split}" for split in moral_vectors.SPLITS], "obtained"].sum() == len(rows)
     assert (table["difference"] == table["obtained"] - table["published"]).all()
     notes = published_counts.TOTALS["subset rows (notes on a later study)"]
     assert abs(published_counts.expected_subset() - notes) < 20, "the cells speak for the notes, not for the page"

@@ -1,15 +1,14 @@
 """The paper's row counts beside a run's, cell by cell: the check that the published recipe was followed to the letter.
 
-Only the official file can match them. Other annotations get the same table, without a verdict.
+Only the official file can match them. Other annotations get the same table, which then says nothing about the recipe.
 """
 
 import pandas as pd
 
-from lib import runs
-from lib.foundations import FOUNDATIONS
-from lib.vectors import PER_STRATUM, PROTOTYPES, SPLITS, counts
+from lib.run.files import PROJECT
+from lib.vectors.moral_vectors import PER_STRATUM, PROTOTYPES, SPLITS
 
-BUCKETS = runs.PROJECT / "data" / "published_bucket_counts.csv"
+BUCKETS = PROJECT / "data" / "published_bucket_counts.csv"
 """Exploded rows by foundation, polarity and typicality in training and validation, from index files the authors released."""
 
 TOTALS = {
@@ -28,19 +27,18 @@ TOTALS = {
 
 
 def totals(exploded: pd.DataFrame, subset: pd.DataFrame) -> pd.DataFrame:
-    """Compare sums: columns ``quantity, published, obtained, difference``.
+    """Compare the sums of what :func:`lib.vectors.moral_vectors.explode` and ``draw_subset`` return.
 
-    Args:
-        exploded: as ``lib.vectors.exploded`` returns it.
-        subset: as ``lib.vectors.subset`` returns it.
+    Returns:
+        Columns ``quantity, published, obtained, difference``.
     """
     annotations = exploded.drop_duplicates("id")
     obtained = {"annotations": len(annotations), "exploded rows": len(exploded)}
     for split in SPLITS:
         obtained[f"annotations, {split}"] = int((annotations["split_published"] == split).sum())
         obtained[f"exploded rows, {split}"] = int((exploded["split_published"] == split).sum())
-    found = [len(subset) if name.startswith("subset") else obtained[name] for name in TOTALS]
-    frame = pd.DataFrame({"quantity": list(TOTALS), "published": list(TOTALS.values()), "obtained": found})
+    frame = pd.DataFrame({"quantity": list(TOTALS), "published": list(TOTALS.values())})
+    frame["obtained"] = [len(subset) if name.startswith("subset") else obtained[name] for name in TOTALS]
     return frame.assign(difference=frame["obtained"] - frame["published"])
 
 
@@ -51,14 +49,12 @@ def cells(exploded: pd.DataFrame) -> pd.DataFrame:
         Columns ``foundation, polarity, typicality, split, published, obtained, difference`` for training and validation;
         a cell that only one side has counts 0 on the other.
     """
-    keys = ["foundation", "polarity", "typicality"]
-    published = pd.read_csv(BUCKETS).melt(keys, var_name="split", value_name="published")
-    found = counts(exploded)[[*keys, "train", "validation"]].melt(keys, var_name="split", value_name="obtained")
-    frame = published.merge(found, on=[*keys, "split"], how="outer")
+    cell = ["foundation", "polarity", "typicality", "split"]
+    published = pd.read_csv(BUCKETS).melt(cell[:-1], var_name="split", value_name="published")
+    rows = exploded[exploded["split_published"] != "test"].rename(columns={"split_published": "split"})
+    frame = published.merge(rows.value_counts(cell).reset_index(name="obtained"), on=cell, how="outer")
     frame[["published", "obtained"]] = frame[["published", "obtained"]].fillna(0).astype(int)
-    order = frame["foundation"].map(FOUNDATIONS.index)
-    frame = frame.assign(order=order).sort_values(["split", "order", "polarity", "typicality"], ignore_index=True)
-    return frame.drop(columns="order").assign(difference=frame["obtained"] - frame["published"])
+    return frame.assign(difference=frame["obtained"] - frame["published"])
 
 
 def expected_subset() -> int:
@@ -76,6 +72,5 @@ def expected_subset() -> int:
 def agree(table: pd.DataFrame) -> str:
     """Say in one sentence whether a table of this module shows the published counts."""
     differing = int((table["difference"] != 0).sum())
-    if differing == 0:
-        return f"All {len(table)} counts are as published."
-    return f"{differing} of {len(table)} counts differ from those published."
+    some = f"{differing} of {len(table)} counts differ from those published."
+    return some if differing else f"All {len(table)} counts are as published."
