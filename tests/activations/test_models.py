@@ -7,42 +7,51 @@ import shutil
 import threading
 
 import httpx
+import numpy as np
 import pytest
 import torch
+from activations.families import COMMON
+from activations.two_devices import FIRST, SECOND, Devices, open_on_two
 from conftest import byte_tokenizer
+from huggingface_hub import constants
 from huggingface_hub.errors import (
     GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 from nnsight import TransformersModel
-from test_residuals import COMMON
-from transformers import GPT2Config, GPT2LMHeadModel, GptOssConfig
+from nnsight.modeling.huggingface import _ID_CACHE
+from transformers import AutoModelForCausalLM, GptOssConfig
 
-from lib import models, residuals, sources
-from lib.profiles import load_profile
-from lib.registry import registry
+from lib.activations import extraction, models, preflight, sources
+from lib.paper import models as paper_models
+from lib.run.profile import load_profile
 
 
 def test_the_registry_holds_the_23_models_of_the_paper():
-    known = registry()
+    known = paper_models()
     assert len(known) == 23
     assert known["name"].is_unique
     assert known["hub"].is_unique
     assert known["variant"].isin(["base", "instruct", "guard"]).all()
+    assert set(known["family"]) == {"Qwen3", "Llama-3.1", "Llama-4", "gpt-oss"}, "a guard is of the family of its base"
     assert known["architecture"].value_counts().to_dict() == {"dense": 15, "moe": 8}
 
 
-def test_the_paper_profile_runs_exactly_the_registry():
+def test_the_paper_profile_runs_exactly_the_paper_models():
     sources = load_profile("profiles/paper.yaml").sources
     assert {name: source.hub for name, source in sources.items()} == dict(
-        registry()[["name", "hub"]].itertuples(index=False)
+        paper_models()[["name", "hub"]].itertuples(index=False)
     )
 
 
-def test_memory_in_bf16_is_two_bytes_a_parameter():
-    known = registry()
+def test_memory_in_bf16_is_two_bytes_per_parameter():
+    known = paper_models()
     assert (known["bf16_gigabytes"] - 2 * known["parameters_billions"]).abs().max() < 0.06
 
 
@@ -60,12 +69,12 @@ def test_an_incomplete_directory_is_told_what_it_lacks(tiny_model, tmp_path, rem
     for path in copy.glob(removed):
         path.unlink()
     with pytest.raises(models.ModelError, match=message):
-        models.load(str(copy))
+        models.open_model(str(copy))
 
 
 def test_a_wrong_path_says_where_paths_start():
     with pytest.raises(models.ModelError, match=r"model directory not found: \./nowhere"):
-        models.load("./nowhere")
+        models.open_model("./nowhere")
 
 
 def test_the_fingerprint_changes_with_the_weights(tiny_model, tmp_path):
@@ -78,103 +87,113 @@ def test_the_fingerprint_changes_with_the_weights(tiny_model, tmp_path):
     assert sources.fingerprint(str(copy)) != before
 
 
-def test_the_configuration_is_read_without_the_weights(tiny_model):
-    assert models.describe(str(tiny_model)) == {
-        "architecture": "qwen3",
-        "layers": 3,
-        "width": 32,
-        "vocabulary": 258,
-    }
+def test_the_configuration_is_read_without_the_weights(tiny_model, monkeypatch):
+    config = sources.configuration(str(tiny_model))
+    assert (config.model_type, config.num_hidden_layers, config.hidden_size) == ("qwen3", 3, 32)
+    assert config.vocab_size == 258
+    assert sources.size(str(tiny_model))[2:] == (3, 32)
 
 
 def test_a_stream_that_is_not_the_one_before_the_final_norm_is_refused(tiny_model, monkeypatch):
-    model = models.load(str(tiny_model))
+    model = models.open_model(str(tiny_model))
     model._module.model.layers[0].input_layernorm.weight.fill_(2.0)
-    monkeypatch.setattr(models, "final_norm", lambda model: models.decoder_layers(model)[0].input_layernorm)
+    monkeypatch.setattr(models, "final_norm", lambda model: model.get("model.layers.0.input_layernorm"))
     with pytest.raises(models.ModelError, match="final norm"):
         models.check_residual_stream(model)
 
 
 def test_blocks_of_another_shape_are_refused(tiny_model, monkeypatch):
-    model = models.load(str(tiny_model))
+    model = models.open_model(str(tiny_model))
     monkeypatch.setattr(models, "width", lambda model: 64)
     with pytest.raises(models.ModelError, match=r"\[batch, token, width\] = \(1, 5, 64\), got \(1, 5, 32\)"):
         models.check_residual_stream(model)
 
 
 def test_the_first_blocks_alone_give_the_streams_of_the_whole_model(tiny_model):
-    whole, cut = models.load(str(tiny_model)), models.load(str(tiny_model), first_layers=2)
+    whole, cut = models.open_model(str(tiny_model)), models.open_model(str(tiny_model), first_layers=2)
     assert len(models.decoder_layers(cut)) == 2
-    prompts = residuals.tokenize(whole.tokenizer, ["helping", "lying to a friend"])
-    streams = residuals.pooled_residuals(whole, prompts, range(2))
-    torch.testing.assert_close(residuals.pooled_residuals(cut, prompts, range(2)), streams[:, :2], rtol=0, atol=0)
+    prompts = extraction.tokenize(whole.tokenizer, ["helping", "lying to a friend"])
+    streams = extraction.pooled_residuals(whole, prompts, rows=range(2))
+    torch.testing.assert_close(extraction.pooled_residuals(cut, prompts, rows=range(2)), streams[:, :2], rtol=0, atol=0)
     with pytest.raises(models.ModelError, match="first_layers should be from 1 to 3"):
-        models.load(str(tiny_model), first_layers=4)
+        models.open_model(str(tiny_model), first_layers=4)
 
 
-def test_lists_with_an_entry_a_block_are_cut_with_the_blocks(tmp_path):
+def test_lists_with_one_entry_per_block_are_cut_with_the_blocks(tmp_path):
     directory = tmp_path / "gpt-oss"
     GptOssConfig(**COMMON, num_local_experts=4, num_experts_per_tok=2).save_pretrained(directory)
     for name in ("model.safetensors", "tokenizer.json"):
         (directory / name).touch()
-    config = models.configuration(str(directory), first_layers=2)
+    config = sources.configuration(str(directory), first_layers=2)
     assert config.num_hidden_layers == len(config.layer_types) == 2
-    assert models.size(str(directory), first_layers=2).layers == 2
+    assert sources.size(str(directory), first_layers=2).layers == 2
 
 
 def test_sizes_come_from_the_registry_without_a_network(monkeypatch):
     monkeypatch.setattr(sources, "hf_hub_download", refuse_network)
-    assert models.size("Qwen/Qwen3-235B-A22B").active == 22e9
-    assert models.size("Qwen/Qwen3-8B", first_layers=18) == pytest.approx((4.1e9, 4.1e9, 18, 4096))
-
-
-def test_a_model_without_a_known_list_of_blocks_says_where_to_add_it(tmp_path):
-    directory = tmp_path / "gpt2"
-    GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=2, n_embd=8, vocab_size=258)).save_pretrained(directory)
-    byte_tokenizer().save_pretrained(directory)
-    with pytest.raises(models.ModelError, match=r"GPT2LMHeadModel has no list of decoder blocks at model\.layers"):
-        models.load(str(directory))
+    assert sources.size("Qwen/Qwen3-235B-A22B").active == 22e9
+    assert sources.size("Qwen/Qwen3-8B", first_layers=18) == pytest.approx((4.1e9, 4.1e9, 18, 4096))
 
 
 @pytest.mark.parametrize("device", ["cuda", "8bit", "4bit"])
-def test_a_card_that_is_not_there_is_asked_for_in_vain(tiny_model, monkeypatch, device):
+def test_a_gpu_that_is_not_there_is_asked_for_in_vain(tiny_model, monkeypatch, device):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(models.ModelError, match=f"device: {device} needs an NVIDIA card .* sees none"):
-        models.load(str(tiny_model), device=device)
+    with pytest.raises(models.ModelError, match=f"device: {device} needs an NVIDIA GPU .* sees no GPU"):
+        models.open_model(str(tiny_model), device=device)
 
 
 def test_quantising_without_its_package_says_what_to_install(tiny_model, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(models.ModelError, match="needs the package bitsandbytes"):
-        models.load(str(tiny_model), device="8bit")
+        models.open_model(str(tiny_model), device="8bit")
 
 
 class Opened(Exception):
-    """Raised in place of opening a model, with the options it would be opened with."""
+    """Raised in place of reading weights, with the options they would be read with."""
 
 
 def options_of(monkeypatch, source, **arguments):
-    def opened(location, **options):
+    def read(place, **options):
         raise Opened(options)
 
-    monkeypatch.setattr(models, "TransformersModel", opened)
+    monkeypatch.setattr(preflight.AutoModelForCausalLM, "from_pretrained", read)
     with pytest.raises(Opened) as caught:
-        models.load(source, **arguments)
+        models.open_model(source, **arguments)
     return caught.value.args[0]
 
 
 @pytest.mark.parametrize(
-    ("device", "cards", "device_map"),
+    ("device", "gpus", "device_map"),
     [("auto", True, "auto"), ("auto", False, "cpu"), ("cpu", True, "cpu"), ("cuda", True, "cuda")],
 )
-def test_where_a_model_is_put(tiny_model, monkeypatch, device, cards, device_map):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cards)
+def test_where_a_model_is_put(tiny_model, monkeypatch, device, gpus, device_map):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus)
     options = options_of(monkeypatch, str(tiny_model), device=device)
     assert options["device_map"] == device_map
-    assert options["dispatch"]
     assert options["use_safetensors"]
     assert options["trust_remote_code"] is False
+
+
+@pytest.mark.parametrize("untrained", [{}, {"untrained": 7}], ids=["trained", "untrained"])
+def test_a_model_opens_over_two_devices_with_the_weights_it_has_on_one(tiny_model, untrained):
+    one, two = models.open_model(str(tiny_model), **untrained), open_on_two(str(tiny_model), **untrained)
+    facts = models.opened_as(two).set_index("fact")["value"]
+    assert facts["devices"] == f"{FIRST}, {SECOND}"
+    assert models.input_device(two) == FIRST
+    weights = dict(two._module.named_parameters())
+    assert weights["lm_head.weight"].device == weights["model.norm.weight"].device == SECOND
+    for name, weight in one._module.named_parameters():
+        assert torch.equal(weights[name].cpu(), weight)
+
+
+def test_a_model_stays_on_the_device_where_it_lies(tiny_model):
+    """The pipeline that nnsight makes around it would move it to the first GPU, or to the CPU where there is none."""
+    module = AutoModelForCausalLM.from_pretrained(tiny_model)
+    with Devices():
+        model = models.traceable(module.to(SECOND), byte_tokenizer())
+        assert {str(weight.device) for weight in module.parameters()} == {str(SECOND)}
+        assert models.input_device(model) == SECOND
 
 
 def test_quantised_loading_is_handed_to_transformers(tiny_model, monkeypatch):
@@ -191,23 +210,32 @@ def test_quantised_loading_is_handed_to_transformers(tiny_model, monkeypatch):
 
 def test_an_unknown_device_is_refused(tiny_model):
     with pytest.raises(models.ModelError, match="device should be auto, cpu, cuda, 8bit, 4bit or remote, got 'gpu'"):
-        models.load(str(tiny_model), device="gpu")
+        models.open_model(str(tiny_model), device="gpu")
 
 
-def hub_of(tiny_model, monkeypatch, commit="0123456789abcdef"):
-    """Put a directory where the hub's cache would have it, and let nothing reach the hub."""
-    snapshot = tiny_model.parent / "snapshots" / commit
-    if not snapshot.exists():
-        shutil.copytree(tiny_model, snapshot)
-    monkeypatch.setattr(sources, "hf_hub_download", lambda repo, name, revision: str(snapshot / name))
-    return snapshot
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def test_a_branch_is_recorded_as_the_commit_it_means_and_read_at_that_commit(tiny_model, monkeypatch):
-    hub_of(tiny_model, monkeypatch, "0123456789abcdef")
-    assert sources.fingerprint("owner/name", "main") == {"hub": "owner/name", "commit": "0123456789abcdef"}
-    monkeypatch.setattr(models, "tokenizer", lambda *arguments: None)
-    assert options_of(monkeypatch, "owner/name", revision="main")["revision"] == "0123456789abcdef"
+@pytest.fixture
+def hub(tiny_model, tmp_path, monkeypatch):
+    """The hub's cache, filled with owner/name at one commit, and no network."""
+    folder = tmp_path / "models--owner--name"
+    shutil.copytree(tiny_model, folder / "snapshots" / COMMIT)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return folder
+
+
+def test_a_branch_is_recorded_as_the_commit_it_means_and_read_at_that_commit(hub, tiny_model, monkeypatch):
+    assert sources.fingerprint("owner/name", revision="main") == {"hub": "owner/name", "commit": COMMIT}
+    opened = models.open_model("owner/name", revision="main")._module
+    for name, weight in models.open_model(str(tiny_model))._module.state_dict().items():
+        assert torch.equal(opened.state_dict()[name], weight)
+    assert options_of(monkeypatch, "owner/name", revision="main")["revision"] == COMMIT
+    with pytest.raises(models.ModelError, match="not in the cache of the hub and the hub cannot be reached"):
+        models.open_model("owner/name", revision="v2")
 
 
 def refuse_network(*arguments, **options):
@@ -225,6 +253,13 @@ def response(status):
         (RepositoryNotFoundError("no", response=response(404)), "neither a directory of the project nor a model"),
         (RevisionNotFoundError("no", response=response(404)), "has no revision 'v9'"),
         (LocalEntryNotFoundError("no"), "not in the cache of the hub and the hub cannot be reached"),
+        (OfflineModeIsEnabled("no"), "not in the cache of the hub and the hub cannot be reached"),
+        (RemoteEntryNotFoundError("no", response=response(404)), "has no config.json on the hub.*as `gguf: FILE`"),
+        (
+            HfHubHTTPError("503 busy", response=response(503)),
+            "the hub does not give owner/name now: 503 busy. Try again",
+        ),
+        (HFValidationError("owner//name"), "owner/name cannot be read: owner//name"),
     ],
 )
 def test_a_model_of_the_hub_that_cannot_be_had_says_why(monkeypatch, error, message):
@@ -233,7 +268,7 @@ def test_a_model_of_the_hub_that_cannot_be_had_says_why(monkeypatch, error, mess
 
     monkeypatch.setattr(sources, "hf_hub_download", fails)
     with pytest.raises(models.ModelError, match=message):
-        models.load("owner/name", revision="v9")
+        models.open_model("owner/name", revision="v9")
 
 
 @pytest.fixture
@@ -254,15 +289,17 @@ def model_with_code(tiny_model, tmp_path):
     return directory
 
 
-def test_a_models_own_code_runs_only_when_it_is_named(model_with_code, tmp_path, monkeypatch):
+def test_a_models_own_code_runs_only_when_it_is_allowed(model_with_code, tmp_path):
     source = str(model_with_code)
-    with pytest.raises(models.ModelError, match=f"own Python code, which is not run.*trust_remote_code: {source}"):
-        models.load(source)
-    with pytest.raises(models.ModelError, match="trust_remote_code names 'someone/else'"):
-        models.load(source, trust_remote_code="someone/else")
+    with pytest.raises(models.ModelError, match=r"own Python code, which is not run.*trust_remote_code: true"):
+        models.open_model(source)
+    with pytest.raises(models.ModelError, match=r"own Python code"):
+        sources.tokenizer(source)
     assert not (tmp_path / "ran").exists()
-    assert models.configuration(source, trust_remote_code=source).num_hidden_layers == 3
+    assert sources.size(source, trust_remote_code=True).layers == 3
     assert (tmp_path / "ran").exists()
+    model = models.open_model(source, trust_remote_code=True)
+    assert models.opened_as(model).set_index("fact").loc["class", "value"] == "Own"
 
 
 def test_a_kind_of_model_that_transformers_does_not_know_is_named(tiny_model, tmp_path):
@@ -271,16 +308,36 @@ def test_a_kind_of_model_that_transformers_does_not_know_is_named(tiny_model, tm
     config = json.loads((directory / "config.json").read_text()) | {"model_type": "of-tomorrow"}
     (directory / "config.json").write_text(json.dumps(config))
     with pytest.raises(models.ModelError, match=r"model_type 'of-tomorrow' .* is not known to transformers"):
-        models.load(str(directory))
+        models.open_model(str(directory))
 
 
-def test_a_remote_model_needs_a_hub_id_and_a_key(tiny_model, monkeypatch):
+def test_a_remote_model_needs_a_hub_id_and_a_key(tiny_model, hub, monkeypatch):
     with pytest.raises(models.ModelError, match="device: remote needs a hub id"):
-        models.load(str(tiny_model), device="remote")
-    hub_of(tiny_model, monkeypatch)
+        models.open_model(str(tiny_model), device="remote")
     monkeypatch.setattr(models.CONFIG.API, "APIKEY", None)
     with pytest.raises(models.ModelError, match="set NDIF_API_KEY"):
-        models.load("owner/name", device="remote")
+        models.open_model("owner/name", device="remote")
+
+
+@pytest.mark.parametrize("changes", [{"first_layers": 2}, {"untrained": 0}])
+def test_a_remote_model_is_read_whole_and_trained(hub, monkeypatch, changes):
+    monkeypatch.setattr(models.CONFIG.API, "APIKEY", "a-key")
+    with pytest.raises(models.ModelError, match="device: remote reads whole trained models"):
+        models.open_model("owner/name", device="remote", **changes)
+
+
+@pytest.mark.parametrize("revision", [None, "main"])
+def test_a_remote_model_has_the_key_of_ndifs_deployments(hub, monkeypatch, revision):
+    """A commit in the key would name a deployment of its own, which NDIF does not have."""
+    monkeypatch.setattr(models.CONFIG.API, "APIKEY", "a-key")
+    monkeypatch.setattr(models, "check_residual_stream", lambda model: None)
+    monkeypatch.setitem(_ID_CACHE, "owner/name", "owner/name")
+    model = models.open_model("owner/name", device="remote", revision=revision)
+    key = {"repo_id": "owner/name", "revision": revision, "task": "text-generation"}
+    assert json.loads(model._remoteable_model_key()) == key
+    assert models.remote(model)
+    assert len(models.decoder_layers(model)) == 3
+    assert models.opened_as(model).set_index("fact").loc["devices", "value"] == "NDIF"
 
 
 def test_a_remote_trace_is_sent_to_ndif_with_the_key_and_no_weights_are_read(tiny_model, monkeypatch):
@@ -305,9 +362,9 @@ def test_a_remote_trace_is_sent_to_ndif_with_the_key_and_no_weights_are_read(tin
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setattr(models.CONFIG.API, "HOST", f"http://127.0.0.1:{server.server_port}")
         monkeypatch.setattr(models.CONFIG.API, "APIKEY", "a-key")
-        prompts = residuals.tokenize(model.tokenizer, ["helping"])
+        prompts = extraction.tokenize(model.tokenizer, ["helping"])
         with pytest.raises(Exception, match=r"401|unknown key"):
-            residuals.pooled_residuals(model, prompts, range(1))
+            extraction.pooled_residuals(model, prompts, rows=range(1))
         server.shutdown()
     assert requests
     assert {key for _, key in requests} == {"a-key"}
@@ -316,10 +373,24 @@ def test_a_remote_trace_is_sent_to_ndif_with_the_key_and_no_weights_are_read(tin
 
 def test_what_is_sent_to_ndif_computes_the_same_without_this_project(tiny_model, monkeypatch):
     """nnsight's dry run serializes the trace, hides the modules of this project and runs it here."""
-    model = models.load(str(tiny_model))
-    prompts = residuals.tokenize(model.tokenizer, ["helping", "lying to a friend"])
-    expected = residuals.pooled_residuals(model, prompts, range(2))
+    model = models.open_model(str(tiny_model))
+    prompts = extraction.tokenize(model.tokenizer, ["helping", "lying to a friend"])
+    expected = extraction.pooled_residuals(model, prompts, rows=range(2))
     monkeypatch.setattr(models, "remote", lambda model: "local")
     monkeypatch.setattr(models, "input_device", lambda model: torch.device("cpu"))
     models.check_residual_stream(model)
-    torch.testing.assert_close(residuals.pooled_residuals(model, prompts, range(2)), expected, rtol=0, atol=0)
+    torch.testing.assert_close(extraction.pooled_residuals(model, prompts, rows=range(2)), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("side", "ids", "mask"),
+    [
+        ("right", [[5, 6, 7], [8, 9, 9], [9, 9, 9]], [[1, 1, 1], [1, 0, 0], [1, 0, 0]]),
+        ("left", [[5, 6, 7], [9, 9, 8], [9, 9, 9]], [[1, 1, 1], [0, 0, 1], [0, 0, 1]]),
+    ],
+)
+def test_rows_are_padded_on_one_side_and_a_real_token_like_the_padding_is_not_masked(side, ids, mask):
+    input_ids, attention_mask = models.pad([[5, 6, 7], [8], np.array([9])], 9, side)
+    assert input_ids.tolist() == ids
+    assert attention_mask.tolist() == mask
+    assert input_ids.dtype == attention_mask.dtype == torch.int64

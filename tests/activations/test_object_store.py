@@ -6,14 +6,10 @@ import threading
 import numpy as np
 import pandas as pd
 import pytest
-
-pytest.importorskip("s3fs")
-pytest.importorskip("moto.server", reason="moto[server] is not installed")
-
 import s3fs
 from moto.server import ThreadedMotoServer
 
-from lib import ownership, store
+from lib.activations import arrays, store
 
 ROWS, LAYERS, WIDTH = 40, 3, 16
 POOLINGS = ("mean", "last")
@@ -74,7 +70,7 @@ def wire(server, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{relay.port}")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setattr(s3fs.core.S3FileSystem, "retries", 1)
-    monkeypatch.setenv(store.VARIABLE, "s3://companion/store")
+    monkeypatch.setenv(arrays.VARIABLE, "s3://companion/store")
     s3fs.S3FileSystem.clear_instance_cache()
     s3fs.S3FileSystem().mkdirs("companion", exist_ok=True)
     yield relay
@@ -88,7 +84,7 @@ def values():
 
 def create(folder):
     index = pd.DataFrame({"action": [f"doing {n}" for n in range(ROWS)], "tokens": 5})
-    return store.create_store(folder, index, LAYERS, WIDTH, POOLINGS, rows_per_chunk=10)
+    return store.create_store(folder, index, layers=LAYERS, width=WIDTH, poolings=POOLINGS, rows_per_chunk=10)
 
 
 def write(target, chunks=None):
@@ -107,13 +103,13 @@ def test_what_is_written_is_read_and_verified(wire, tmp_path):
 
 def test_a_store_is_read_where_it_was_written_whatever_the_environment_says_later(wire, tmp_path, monkeypatch):
     write(create(tmp_path / "model"))
-    monkeypatch.delenv(store.VARIABLE)
+    monkeypatch.delenv(arrays.VARIABLE)
     assert store.ActivationStore(tmp_path / "model").read(0, "mean").shape == (ROWS, WIDTH)
     with pytest.raises(store.StoreError, match="has url"):
         create(tmp_path / "model")
 
 
-def test_a_connection_that_breaks_in_the_middle_costs_one_stretch(wire, tmp_path):
+def test_a_connection_that_breaks_in_the_middle_costs_one_chunk(wire, tmp_path):
     target = create(tmp_path / "model")
     write(target, target.chunks()[:2])
     wire.limit = wire.sent + 2_000
@@ -145,8 +141,8 @@ def test_another_run_is_refused_and_changes_nothing(wire, tmp_path, monkeypatch)
     write(target, target.chunks()[:2])
     elsewhere = tmp_path / "elsewhere"
     first = target.description["url"]
-    monkeypatch.setattr(store.runs, "short", lambda path: first.removeprefix("s3://companion/store/"))
-    with pytest.raises(ownership.OwnershipError, match=r"belongs to the run in .*model on .* since .*COMPANION_STORE"):
+    monkeypatch.setattr(arrays, "short", lambda path: first.removeprefix("s3://companion/store/"))
+    with pytest.raises(arrays.OwnershipError, match=r"belongs to the run in .*model on .* since .*COMPANION_STORE"):
         create(elsewhere / "model")
     assert len(target.missing_chunks()) == 2
     np.testing.assert_array_equal(target.verify()["state"].value_counts()[["ok", "missing"]], [4, 2])
@@ -157,9 +153,9 @@ def test_of_runs_that_claim_a_store_at_once_one_gets_it(wire, tmp_path):
 
     def claim(number):
         try:
-            ownership.claim("s3://companion/contested", tmp_path / str(number) / "model")
+            arrays.claim("s3://companion/contested", tmp_path / str(number) / "model")
             outcomes.append("taken")
-        except ownership.OwnershipError:
+        except arrays.OwnershipError:
             outcomes.append("refused")
 
     threads = [threading.Thread(target=claim, args=(number,)) for number in range(6)]
@@ -172,5 +168,5 @@ def test_of_runs_that_claim_a_store_at_once_one_gets_it(wire, tmp_path):
 
 def test_the_same_run_may_come_again(wire, tmp_path):
     for _ in range(2):
-        ownership.claim("s3://companion/own", tmp_path / "model")
-    ownership.claim("s3://companion/own", tmp_path / "another-model")  # beside it, so the same run
+        arrays.claim("s3://companion/own", tmp_path / "model")
+    arrays.claim("s3://companion/own", tmp_path / "another-model")  # beside it, so the same run
