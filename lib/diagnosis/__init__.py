@@ -1,1 +1,1 @@
-"""The four analyses of the paper and their controls: arrays in, tidy frames out, no files."""
+"""Stage 03: the four analyses of one model, their controls and the decisions: arrays in, tidy frames out, no files."""

@@ -9,30 +9,33 @@ from itertools import combinations, product
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 
 from lib.diagnosis import linear
 from lib.diagnosis.controls import PUBLISHED, named
+from lib.diagnosis.sampling import FOLDS, Sampling
 from lib.diagnosis.tidy import MINIMUM_ROWS, cosine_row, mean_of, missing, null_row, row, table, unusable
-from lib.foundations import CATEGORIES, FOUNDATIONS
-from lib.statistics import cluster_weights, permutations
+from lib.paper import CATEGORIES, FOUNDATIONS
 
 ALL_PAIRS = list(combinations(range(len(CATEGORIES)), 2))
 CROSS_PAIRS = [(2 * i, 2 * j + 1) for i, j in product(range(len(FOUNDATIONS)), repeat=2) if i != j]
 
 
-def prototypes(centred: np.ndarray, categories: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return weighted means of the rows of every category, [draws, 10, width]; NaN for a category with too few rows.
+def prototypes(
+    centred: np.ndarray, categories: np.ndarray, *, weights: np.ndarray | None = None, minimum: int = MINIMUM_ROWS
+) -> np.ndarray:
+    """Return the weighted mean of the rows of every category, [draws, 10, width]; NaN for a category with too few rows.
 
     Args:
         centred: centred representation of the typical rows, [rows, width].
         categories: name of each row's category, [rows].
-        weights: [draws, rows].
+        weights: [draws, rows]; by default one draw in which every row counts once.
+        minimum: rows that a prototype needs.
     """
+    weights = np.ones((1, len(centred))) if weights is None else weights
     result = np.full((len(weights), len(CATEGORIES), centred.shape[1]), np.nan)
     for index, category in enumerate(CATEGORIES):
         member = categories == category
-        if member.sum() >= MINIMUM_ROWS:
+        if member.sum() >= minimum:
             own = weights[:, member]
             with np.errstate(invalid="ignore"):
                 result[:, index] = own @ centred[member] / own.sum(axis=1, keepdims=True)
@@ -48,16 +51,14 @@ def cosines(vectors: np.ndarray) -> np.ndarray:
 
 
 def categorical(
-    representation: np.ndarray, subset: pd.DataFrame, draws: int, shuffles: int, seed: int, arm: str = PUBLISHED
+    representation: np.ndarray, subset: pd.DataFrame, *, sampling: Sampling, arm: str = PUBLISHED
 ) -> pd.DataFrame:
     """Compare prototypes for one layer.
 
     Args:
         representation: [rows, width], rows of the diagnosis subset.
-        subset: columns ``action, foundation, category, is_prototype``, one line a row.
-        draws: bootstrap resamples of actions.
-        shuffles: draws of the label shuffle and of the random halves; only for the published arm.
-        seed: of both.
+        subset: columns ``action, foundation, category, is_prototype``, one line per row.
+        sampling: of intervals; shuffles, and as many random halves, only for the published arm.
         arm: label of the representation.
 
     Returns:
@@ -66,33 +67,29 @@ def categorical(
         ``shuffled``, ``cross_foundation``, ``random_pair`` and ``split_half``.
     """
     typical = subset["is_prototype"].to_numpy(bool)
-    reason = unusable(representation)
-    if reason or not typical.any():
-        reason = reason or "not computed, because no category has a prototype"
+    if reason := unusable(representation) or ("" if typical.any() else "no category has a prototype"):
         names = [(name, "opposing_cosine") for name in (*FOUNDATIONS, "all")] + [("all", "mean_cosine")]
-        records = [missing(name, arm, metric, int(typical.sum()), reason) for name, metric in names]
+        records = [missing((name, arm, metric), n=int(typical.sum()), reason=reason) for name, metric in names]
         return table("foundation", records)
     rows = representation[typical].astype(np.float64) - representation.mean(axis=0, dtype=np.float64)
     categories = subset.loc[typical, "category"].to_numpy(object)
     actions = subset.loc[typical, "action"].to_numpy()
-    matrix = cosines(prototypes(rows, categories, cluster_weights(actions, draws, seed)))
+    matrix = cosines(prototypes(rows, categories, weights=sampling.weights(actions)))
     counts = {name: int(np.isin(categories, name.split("-")).sum()) for name in FOUNDATIONS}
     records = _opposing(matrix, arm, counts)
-    records.append(_mean_of_pairs(matrix, ALL_PAIRS, arm, "mean_cosine", len(rows)))
+    records.append(_mean_of_pairs(matrix, ALL_PAIRS, arm=arm, metric="mean_cosine", n=len(rows)))
     if arm == PUBLISHED:
-        records.append(_mean_of_pairs(matrix, CROSS_PAIRS, "cross_foundation", "opposing_cosine", len(rows)))
-        records += _shuffled(rows, categories, actions, matrix[0], counts, shuffles, seed)
-        records += _halves(rows, categories, actions, counts, shuffles, seed)
+        cross = _mean_of_pairs(matrix, CROSS_PAIRS, arm="cross_foundation", metric="opposing_cosine", n=len(rows))
+        orders = np.array(list(sampling.orders(actions)))
+        records += [cross, *_shuffled(rows, categories, orders=orders, observed=matrix[0], counts=counts)]
+        distinct = np.random.default_rng(sampling.seed).random((sampling.shuffles, len(np.unique(actions)))) < 0.5
+        first = distinct[:, pd.factorize(actions)[0]].astype(float)
+        records += _halves(rows, categories, first=first, counts=counts)
     return table("foundation", records)
 
 
 def separability(
-    representation: np.ndarray | linear.Features,
-    subset: pd.DataFrame,
-    draws: int,
-    shuffles: int,
-    seed: int,
-    arm: str = PUBLISHED,
+    representation: np.ndarray, subset: pd.DataFrame, *, sampling: Sampling, arm: str = PUBLISHED
 ) -> pd.DataFrame:
     """Cross-validate virtue against vice per foundation for one layer, grouped by action.
 
@@ -102,61 +99,49 @@ def separability(
     Args:
         representation: [rows, width], rows of the diagnosis subset.
         subset: columns ``action, foundation, polarity``.
-        draws: bootstrap resamples of actions; the scores stay fixed, so near chance, where most of the spread comes from
-            fitting, the interval is too narrow and the shuffle is the one to compare with.
-        shuffles: draws of the label shuffle, each cross-validated anew; 0 for none.
-        seed: of folds, resamples and shuffles.
+        sampling: of folds, intervals and shuffles, each shuffle cross-validated anew. Intervals keep the scores fixed, so
+            they leave out what comes from fitting and are too narrow (a nominal 95% covers .85 to .89): the decisions
+            rest on those of :mod:`lib.diagnosis.gains`, which refit.
         arm: label of the representation.
 
     Returns:
         Columns as :func:`categorical`, metric ``auc`` for each foundation and ``all`` (their mean), arm ``auc`` and, with
         shuffles, ``shuffled``; 0.5 is chance.
     """
-    read = linear.features(representation)
-    reason = unusable(read.values)
-    weights = cluster_weights(subset["action"].to_numpy(), draws, seed)
-    fold = linear.grouped_folds(subset["action"].to_numpy(), seed)
+    reason = unusable(representation)
+    weights = sampling.weights(subset["action"].to_numpy())
+    fold = sampling.folds(subset["action"].to_numpy())
     name, null = named("auc", arm), named("shuffled", arm)
     records: list[tuple] = []
-    found: list[np.ndarray] = []
+    areas: list[np.ndarray] = []
     nulls: list[np.ndarray] = []
     total = 0
     for foundation in FOUNDATIONS:
         chosen = ((subset["foundation"] == foundation) & (subset["polarity"] != "neutral")).to_numpy()
         virtue, n = (subset.loc[chosen, "polarity"] == "virtue").to_numpy(), int(chosen.sum())
         if why := reason or _too_few(virtue, fold[chosen]):
-            records.append(missing(foundation, name, "auc", n, why))
+            records.append(missing((foundation, name, "auc"), n=n, reason=why))
             continue
-        orders = permutations(subset.loc[chosen, "action"].to_numpy(), shuffles, seed)
+        orders = sampling.orders(subset.loc[chosen, "action"].to_numpy())
         labels = np.stack([virtue, *(virtue[order] for order in orders)], axis=1)
         targets = np.where(labels, 1.0, -1.0)
-        scores = linear.ridge_held_out(read[chosen], targets, fold[chosen], np.arange(targets.shape[1]))
-        found.append(weighted_auc(virtue, scores[:, 0], weights[:, chosen], fold[chosen]))
-        records.append(row(foundation, name, "auc", found[-1], n))
-        if shuffles:
-            nulls.append(aucs(labels[:, 1:], scores[:, 1:], fold[chosen]))
-            records.append(null_row(foundation, null, "auc", nulls[-1], n, found[-1][0]))
+        blocks = np.arange(targets.shape[1])
+        scores = linear.ridge_held_out(representation[chosen], targets, fold=fold[chosen], blocks=blocks)
+        areas.append(weighted_auc(virtue, scores[:, 0], weights[:, chosen], fold[chosen]))
+        records.append(row((foundation, name, "auc"), areas[-1], n=n))
+        if sampling.shuffles:
+            ones = np.ones((1, n))
+            columns = zip(labels.T[1:], scores.T[1:], strict=True)
+            nulls.append(np.concatenate([weighted_auc(*column, ones, fold[chosen]) for column in columns]))
+            records.append(null_row((foundation, null, "auc"), nulls[-1], n=n, observed=areas[-1][0]))
         total += n
-    if not found:
-        why = reason or "not computed, because every foundation lacks a pole"
-        return table("foundation", [*records, missing("all", name, "auc", 0, why)])
-    records.append(row("all", name, "auc", mean_of(found), total))
-    if shuffles:
-        records.append(null_row("all", null, "auc", mean_of(nulls), total, mean_of(found)[0]))
+    if not areas:
+        why = reason or "every foundation lacks a pole"
+        return table("foundation", [*records, missing(("all", name, "auc"), n=0, reason=why)])
+    records.append(row(("all", name, "auc"), mean_of(areas), n=total))
+    if sampling.shuffles:
+        records.append(null_row(("all", null, "auc"), mean_of(nulls), n=total, observed=mean_of(areas)[0]))
     return table("foundation", records)
-
-
-def aucs(positive: np.ndarray, scores: np.ndarray, strata: np.ndarray) -> np.ndarray:
-    """Return the area under the curve of every column, [k], of labels and scores [rows, k]; pairs within strata only."""
-    won, pairs = np.zeros(scores.shape[1]), np.zeros(scores.shape[1])
-    for stratum in np.unique(strata):
-        inside = strata == stratum
-        of_positives = positive[inside].sum(axis=0)
-        ranks = (rankdata(scores[inside], axis=0) * positive[inside]).sum(axis=0)
-        won += ranks - of_positives * (of_positives + 1) / 2
-        pairs += of_positives * (inside.sum() - of_positives)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(pairs > 0, won / pairs, np.nan)
 
 
 def weighted_auc(
@@ -189,75 +174,61 @@ def weighted_auc(
 
 def _too_few(virtue: np.ndarray, fold: np.ndarray) -> str:
     both = [len(np.unique(virtue[fold == name])) == 2 for name in np.unique(fold)]
-    if len(both) < linear.FOLDS or sum(both) < linear.FOLDS:
-        return "not computed, because a pole has too few rows for every fold to hold both"
-    return ""
+    return "a pole has too few rows for every fold to hold both" if sum(both) < FOLDS else ""
 
 
 def _opposing(matrix: np.ndarray, arm: str, counts: dict[str, int]) -> list[tuple]:
-    records, found = [], []
-    for index, foundation in enumerate(FOUNDATIONS):
-        values = matrix[:, 2 * index, 2 * index + 1]
-        if not np.isfinite(values[0]):
-            why = f"not computed, because a pole has fewer than {MINIMUM_ROWS} typical rows or its prototype is zero"
-            records.append(missing(foundation, arm, "opposing_cosine", counts[foundation], why))
-            continue
-        found.append(values)
-        records.append(cosine_row(foundation, arm, "opposing_cosine", values, counts[foundation]))
-    if found:
-        return [*records, cosine_row("all", arm, "opposing_cosine", mean_of(found), sum(counts.values()))]
-    why = "not computed, because no foundation has two prototypes"
-    return [*records, missing("all", arm, "opposing_cosine", sum(counts.values()), why)]
+    pairs = [matrix[:, 2 * index, 2 * index + 1] for index in range(len(FOUNDATIONS))]
+    whole, key = mean_of(pairs), (arm, "opposing_cosine")
+    why = f"a pole has fewer than {MINIMUM_ROWS} typical rows or its prototype is zero"
+    records = [
+        cosine_row((name, *key), values, n=counts[name], reason=why)
+        for name, values in zip(FOUNDATIONS, pairs, strict=True)
+    ]
+    why = "no foundation has two prototypes"
+    return [*records, cosine_row(("all", *key), whole, n=sum(counts.values()), reason=why)]
 
 
-def _mean_of_pairs(matrix: np.ndarray, pairs: list[tuple[int, int]], arm: str, metric: str, n: int) -> tuple:
+def _mean_of_pairs(matrix: np.ndarray, pairs: list[tuple[int, int]], *, arm: str, metric: str, n: int) -> tuple:
     values = mean_of([matrix[:, i, j] for i, j in pairs])
-    if not np.isfinite(values[0]):
-        return missing("all", arm, metric, n, "not computed, because no two categories have prototypes")
-    return cosine_row("all", arm, metric, values, n)
+    return cosine_row(("all", arm, metric), values, n=n, reason="no two categories have prototypes")
 
 
 def _shuffled(
-    rows: np.ndarray, categories: np.ndarray, actions: np.ndarray, observed: np.ndarray,
-    counts: dict[str, int], shuffles: int, seed: int,
-) -> list[tuple]:  # fmt: skip
-    shuffled = categories[np.array(list(permutations(actions, shuffles, seed)))]
-    means = np.full((shuffles, len(CATEGORIES), rows.shape[1]), np.nan)
+    rows: np.ndarray, categories: np.ndarray, *, orders: np.ndarray, observed: np.ndarray, counts: dict[str, int]
+) -> list[tuple]:
+    shuffled = categories[orders]
+    means = np.full((len(orders), len(CATEGORIES), rows.shape[1]), np.nan)
     for index, category in enumerate(CATEGORIES):
         member = (shuffled == category).astype(float)
-        if shuffles and member[0].sum() >= MINIMUM_ROWS:  # a permutation moves labels and keeps their number
+        if member[0].sum() >= MINIMUM_ROWS:  # a permutation moves labels and keeps their number
             means[:, index] = member @ rows / member[0].sum()
     null = cosines(means)
     return [
         null_row(
-            name, "shuffled", "opposing_cosine", null[:, 2 * index, 2 * index + 1], counts[name],
-            observed[2 * index, 2 * index + 1], two_sided=True,
+            (name, "shuffled", "opposing_cosine"), null[:, 2 * index, 2 * index + 1], n=counts[name],
+            observed=observed[2 * index, 2 * index + 1], two_sided=True,
         )
         for index, name in enumerate(FOUNDATIONS)
     ]  # fmt: skip
 
 
-def _halves(
-    rows: np.ndarray, categories: np.ndarray, actions: np.ndarray, counts: dict[str, int], shuffles: int, seed: int
-) -> list[tuple]:
-    """Cosines of the means of two random halves of the actions: within a pole, and over both poles together."""
-    first = np.random.default_rng(seed).random((shuffles, len(np.unique(actions)))) < 0.5
-    first = first[:, pd.factorize(actions)[0]].astype(float)
+def _halves(rows: np.ndarray, categories: np.ndarray, *, first: np.ndarray, counts: dict[str, int]) -> list[tuple]:
+    """Cosines of the means of two random halves of the actions: within a pole, and over both poles together.
+
+    ``first``, [draws, rows], is 1 for the rows of the first half.
+    """
     records = []
     for foundation in FOUNDATIONS:
         poles = [categories == pole for pole in foundation.split("-")]
-        if min(pole.sum() for pole in poles) < 2 * MINIMUM_ROWS:
-            why = f"not computed, because a pole has fewer than {2 * MINIMUM_ROWS} typical rows"
-            records += [
-                missing(foundation, arm, "opposing_cosine", counts[foundation], why)
-                for arm in ("split_half", "random_pair")
-            ]
-            continue
-        within = np.concatenate([_between_halves(rows[pole], first[:, pole]) for pole in poles])
-        either = poles[0] | poles[1]
-        across = _between_halves(rows[either], first[:, either])
-        for arm, values in (("split_half", within), ("random_pair", across)):
-            records.append(null_row(foundation, arm, "opposing_cosine", values, counts[foundation], float("nan")))
+        for arm, groups in (("split_half", poles), ("random_pair", [poles[0] | poles[1]])):
+            key, n = (foundation, arm, "opposing_cosine"), counts[foundation]
+            if min(pole.sum() for pole in poles) < 2 * MINIMUM_ROWS:
+                why = f"a pole has fewer than {2 * MINIMUM_ROWS} typical rows"
+                records.append(missing(key, n=n, reason=why))
+                continue
+            values = np.concatenate([_between_halves(rows[group], first[:, group]) for group in groups])
+            records.append(null_row(key, values, n=n, observed=float("nan")))
     return records
 
 

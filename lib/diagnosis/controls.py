@@ -23,6 +23,7 @@ REPRESENTATIONS = {
 
 LABELS = {
     "shuffled": "Labels permuted, whole actions at a time: what the procedure reports when there is nothing to find.",
+    "shuffled_all_points": "The same over all points, noise as a cluster of its own.",
     "shuffled_without_prototypes": "The same with prototype rows left out: their own nearness gives a null above zero.",
     "shuffled_within_foundations": "Labels permuted among rows of the same foundations: what topic alone explains.",
     "cross_foundation": "Virtue of one foundation against vice of another: how near any two categories are.",
@@ -32,7 +33,8 @@ LABELS = {
     "held_out": "Prototype from other actions, layer chosen on other actions: pays for the maximum over layers.",
     "all_points": "Adjusted Rand index over all points, noise as a cluster of its own: coverage counts.",
     "stability": "Clusters of four fifths of the actions, in the same components, against those of all: are they found again?",
-    "supervised": "Clusters predicted by a classifier that knows the labels: the most a clustering could reach.",
+    "across_actions": "Without pairs of one action: its rows lie at one point, whatever foundations they name.",
+    "discriminant": "Labels of held-out actions by a shrunk linear discriminant: what a linear reading finds, no ceiling.",
     "ridge": "Closed-form ridge on standardised features, penalty chosen within folds grouped by action.",
     "auc": "Cross-validated area under the curve of virtue against vice, grouped by action: are they separable?",
 }
@@ -41,8 +43,8 @@ LABELS = {
 ARMS = REPRESENTATIONS | LABELS
 """Every arm -> the reason it is there. An arm of the tables may join two, such as ``auc, last``."""
 
-SAME_IN_EVERY_LAYER = ("length_only", "words_only")
-"""Arms that do not read the model, so one computation serves all layers."""
+SAME_IN_EVERY_LAYER = {"length_only": "length alone", "words_only": "words without a model"}
+"""Arms that do not read the model, so one computation serves all layers -> how figures and decisions call them."""
 
 
 def arms_table() -> pd.DataFrame:

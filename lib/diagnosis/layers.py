@@ -1,11 +1,11 @@
 """One model through all four analyses, layer by layer, with every arm: what notebook 03 calls.
 
-An arm of a layer is read, analysed and let go, so memory does not grow with the number of layers. Much of the work (spanning
-trees, ranks, small steps of training) uses one core whatever library does it, so arms of a wide model go through processes
-side by side.
+Every arm of every layer is read, analysed and released, so memory does not grow with the number of layers. Much of the work
+(spanning trees, ranks, small steps of training) uses one core whatever library does it, so the arms of a wide model are
+analysed in parallel processes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -15,22 +15,29 @@ from statsmodels.stats.multitest import multipletests
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
+from lib.activations.rows import sample_of_actions
+from lib.activations.store import ActivationStore
 from lib.diagnosis import controls, linear, matrices
 from lib.diagnosis.categorical import categorical, separability
 from lib.diagnosis.controls import PUBLISHED, SAME_IN_EVERY_LAYER
-from lib.diagnosis.dimensional import published, ridge
+from lib.diagnosis.dimensional import Probed, published, ridge
 from lib.diagnosis.gradient import gradient
+from lib.diagnosis.kinds import kinds_of
+from lib.diagnosis.measurement import Reading, measure
+from lib.diagnosis.sampling import Sampling
 from lib.diagnosis.structural import structural
 from lib.diagnosis.tidy import unusable
-from lib.foundations import CATEGORIES, category_of
-from lib.store import ActivationStore
-from lib.workload import DIAGNOSIS_PROCESSES, diagnosis_memory
+from lib.paper import CATEGORIES, category_of
+from lib.run.parameters import DiagnosisParameters
+from lib.run.resources import DIAGNOSIS_PROCESSES, LARGE, diagnosis_memory
+from lib.run.table import KINDS
+from lib.vectors.moral_vectors import normalise
 
-KINDS = ("categorical", "gradient", "structural", "dimensional")
 WITH_NULLS = (PUBLISHED, "last")
-"""Representations whose labels are shuffled too: what the paper reports, and what the verdicts read."""
-LARGE = 4e6
-"""Values in the subset's representation below which an arm takes less time than a process, or a card, needs to start."""
+"""Representations whose labels are shuffled too: what the paper reports, and where the figures by layer read."""
+
+CAREFUL_POOLINGS = ("last", "mean_without_first")
+"""What the decisions read, as far as a store has it: neither holds the first token's large activation."""
 
 
 @dataclass(frozen=True)
@@ -39,59 +46,62 @@ class Inputs:
 
     Attributes:
         store: pooled residual streams.
-        subset: the diagnosis subset with ``action`` and ``category``.
-        vectors: moral vectors of the probed annotations, [probed rows, 10].
-        actions: action of each of them, [probed rows].
-        topics: foundations of each of them, as one text, [probed rows].
-        places: rows of the store, [rows + probed rows]: of the subset, then of the probed annotations.
-        pooling: of the published arm.
-        thorough: layers at which every arm is run.
-        draws: bootstrap resamples.
-        shuffles: draws of the label shuffles.
-        seed: of everything random.
+        subset: the diagnosis subset with ``category`` and ``action``, normalised as the careful split does.
+        judged: the annotations of the subset's rows, which the published probe reads.
+        probed: the annotations that ridge and the decision on dimensions read.
+        store_rows: rows of the store, [rows + probed rows]: of the subset, then of the probed annotations.
+        parameters: of the stage.
     """
 
     store: ActivationStore
     subset: pd.DataFrame
-    vectors: np.ndarray
-    actions: np.ndarray
-    topics: np.ndarray
-    places: np.ndarray
-    pooling: str
-    thorough: list[int]
-    draws: int
-    shuffles: int
-    seed: int
+    judged: Probed
+    probed: Probed
+    store_rows: np.ndarray
+    parameters: DiagnosisParameters
 
     def arms(self) -> list[tuple[int, str]]:
-        """Name the layer and the arm of everything that is due."""
-        names = controls.arms_of(self.store.poolings, self.pooling)
-        return [(layer, arm) for layer in range(self.store.layers) for arm in names if self._due(layer, arm)]
+        """Return the layer and the arm of every analysis to run."""
+        names = controls.arms_of(self.store.poolings, self.parameters.pooling)
+        return [(layer, arm) for layer in range(self.store.layers) for arm in names if self._runs(layer, arm)]
 
-    def _due(self, layer: int, arm: str) -> bool:
+    def _runs(self, layer: int, arm: str) -> bool:
         if arm in SAME_IN_EVERY_LAYER:
             return layer == 0
-        return layer in self.thorough or arm in WITH_NULLS
+        return self.thorough(layer) or arm in WITH_NULLS
 
-    @property
-    def large(self) -> bool:
-        """Whether an arm is worth a process of its own, and a card where there is one."""
-        return len(self.subset) * self.store.width >= LARGE
+    def thorough(self, layer: int) -> bool:
+        """Say whether every arm runs at a layer."""
+        return layer in spread(self.store.layers, self.parameters.control_layers)
 
     def clustered(self, layer: int, arm: str) -> bool:
         """Say whether an arm is clustered, which takes most of its time."""
-        return arm == PUBLISHED or layer in self.thorough
+        return arm == PUBLISHED or self.thorough(layer)
+
+    @property
+    def large(self) -> bool:
+        """Whether an arm is worth a process of its own, and a GPU where there is one."""
+        return len(self.subset) * self.store.width >= LARGE
+
+    def sampling(self, arm: str) -> Sampling:
+        """Return how often to draw for an arm."""
+        shuffles = self.parameters.permutations if arm in WITH_NULLS else 0
+        return Sampling(self.parameters.bootstrap_draws, shuffles, self.parameters.seed)
+
+    def read(self, reading: Reading) -> np.ndarray:
+        """Return one layer and pooling of all rows, [rows, width]: of the subset, then of the probed annotations."""
+        return self.store.read(*reading, self.store_rows)
 
     def representations(self, layer: int, arm: str) -> list[np.ndarray]:
         """Return the representation of the subset [rows, width] and of the probed annotations [probed rows, width]."""
-        index, count = self.store.index.iloc[self.places], len(self.subset)
+        index, count = self.store.index.iloc[self.store_rows], len(self.subset)
         lengths = np.split(index["tokens"].to_numpy(), [count])
         if arm == "length_only":
             return [controls.length_features(tokens) for tokens in lengths]
         if arm == "words_only":
-            values = controls.words_only(index["action"].tolist(), self.store.width, self.seed)
+            values = controls.words_only(index["action"].tolist(), self.store.width, self.parameters.seed)
         else:
-            values = self.store.read(layer, controls.pooling_of(arm, self.pooling), self.places)
+            values = self.store.read(layer, controls.pooling_of(arm, self.parameters.pooling), self.store_rows)
         parts = np.split(values, [count])
         if arm == "length_removed":
             return [controls.without_length(part, tokens) for part, tokens in zip(parts, lengths, strict=True)]
@@ -99,123 +109,133 @@ class Inputs:
 
 
 def diagnose(
-    store: ActivationStore,
-    annotations: pd.DataFrame,
-    subset: pd.DataFrame,
-    model: str,
-    pooling: str,
-    draws: int,
-    shuffles: int,
-    control_layers: int,
-    probe_rows: int,
-    seed: int,
+    store: ActivationStore, annotations: pd.DataFrame, *, subset: pd.DataFrame, parameters: DiagnosisParameters
 ) -> dict[str, pd.DataFrame]:
     """Run the four analyses and their controls on every layer of a store.
+
+    Every arm runs at ``parameters.control_layers``; at the other layers only ``WITH_NULLS`` do, the second of them without
+    clustering, which takes most of the time of a wide model.
 
     Args:
         store: pooled residual streams.
         annotations: as notebook 01 writes them.
         subset: the diagnosis subset of notebook 01.
-        model: name for the tables.
-        pooling: of the published arm; the other poolings become controls.
-        draws: bootstrap resamples.
-        shuffles: draws of the label shuffles.
-        control_layers: at how many layers, evenly spread, every arm is run. At the others only ``WITH_NULLS`` are, the
-            second of them without clustering: clustering takes most of the time of a wide model.
-        probe_rows: at how many annotations at most, drawn by action, the probes are fitted and scored.
-        seed: of everything random.
+        parameters: of the stage.
 
     Returns:
         One tidy frame for each of ``KINDS``: ``model, layer, pooling`` and the columns of the analysis. In the rows of a
         null, ``p_corrected`` is ``p`` by Benjamini and Hochberg's procedure over all layers and labels of that null.
     """
-    rows = with_labels(subset, annotations)
-    probed = sample_of_actions(annotations, probe_rows, seed)
-    actions = probed["action"].to_numpy()
-    inputs = Inputs(
-        store,
-        rows,
-        probed[list(CATEGORIES)].to_numpy(),
-        actions,
-        probed["foundations"].str.join("|").to_numpy(),
-        store.rows_of(np.concatenate([rows["action"], actions])),
-        pooling,
-        spread(store.layers, control_layers),
-        draws,
-        shuffles,
-        seed,
-    )
-    due = inputs.arms()
+    inputs = inputs_of(store, annotations, subset=subset, parameters=parameters)
+    arms = inputs.arms()
     # Long ones first, so that no core waits at the end.
-    queue = sorted(due, key=lambda place: not inputs.clustered(*place))
+    queue = sorted(arms, key=lambda layer_and_arm: not inputs.clustered(*layer_and_arm))
     # Arguments go to the processes as they are: what is large, a process reads itself.
-    side_by_side = Parallel(processes(inputs), return_as="generator", max_nbytes=None)
+    parallel = Parallel(processes(inputs), return_as="generator", max_nbytes=None)
     # Cores beyond the processes go to the linear algebra of each.
     threads = max(1, cpu_count() // DIAGNOSIS_PROCESSES)
-    results = side_by_side(delayed(analyse)(inputs, layer, arm, threads) for layer, arm in queue)
-    found = dict(zip(queue, tqdm(results, desc=f"diagnosis of {model}", total=len(queue), unit="arm"), strict=True))
+    results = parallel(delayed(analyse)(inputs, layer, arm=arm, threads=threads) for layer, arm in queue)
+    progress = tqdm(results, desc=f"diagnosis of {parameters.model}", total=len(queue), unit="arm")
+    by_arm = dict(zip(queue, progress, strict=True))
     tables: dict[str, list[pd.DataFrame]] = {kind: [] for kind in KINDS}
-    for layer, arm in due:
-        once = arm in SAME_IN_EVERY_LAYER
-        origin = controls.pooling_of(arm, pooling)
-        for kind, frames in found[layer, arm].items():
+    for layer, arm in arms:
+        layers = range(store.layers) if arm in SAME_IN_EVERY_LAYER else [layer]
+        origin = {"model": parameters.model, "pooling": controls.pooling_of(arm, parameters.pooling)}
+        for kind, frames in by_arm[layer, arm].items():
             for frame in frames:
-                tables[kind] += [
-                    _placed(frame, model, here, origin) for here in (range(store.layers) if once else [layer])
-                ]
+                columns = ["model", "layer", "pooling", *frame]
+                tables[kind] += [frame.assign(**origin, layer=number)[columns] for number in layers]
     return {kind: corrected(pd.concat(frames, ignore_index=True)) for kind, frames in tables.items()}
 
 
+def inputs_of(
+    store: ActivationStore, annotations: pd.DataFrame, *, subset: pd.DataFrame, parameters: DiagnosisParameters
+) -> Inputs:
+    """Bring together what every arm reads; arguments as :func:`diagnose`."""
+    rows = with_labels(subset, annotations)
+    sample = sample_of_actions(annotations, rows=parameters.probe_rows)
+    stored = store.rows_of(np.concatenate([rows["action"], sample["action"]]))
+    judged = _probed(annotations.set_index("id").loc[rows["id"]])
+    rows["action"] = judged.actions
+    return Inputs(store, rows, judged, _probed(sample), stored, parameters)
+
+
+def _probed(annotations: pd.DataFrame) -> Probed:
+    actions = annotations["action"].map(normalise).to_numpy(object)
+    return Probed(
+        annotations[list(CATEGORIES)].to_numpy(), actions, annotations["foundations"].str.join("|").to_numpy()
+    )
+
+
+def gains_over_words(
+    store: ActivationStore,
+    annotations: pd.DataFrame,
+    *,
+    subset: pd.DataFrame,
+    parameters: DiagnosisParameters,
+    embedding: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """Measure what ``CAREFUL_POOLINGS`` of the ``control_layers`` add to words, for the decisions.
+
+    Args and the frame: as :func:`diagnose` and :func:`lib.diagnosis.measurement.measure`. ``embedding`` is the model's own, as
+    :func:`lib.activations.extraction.embeddings` returns it; None leaves it out.
+    """
+    inputs = inputs_of(store, annotations, subset=subset, parameters=parameters)
+    index = store.index.iloc[inputs.store_rows]
+    actions = np.concatenate([inputs.judged.actions, inputs.probed.actions])
+    how = {"permutations": parameters.permutations, "seed": parameters.seed}
+    poolings = [name for name in CAREFUL_POOLINGS if name in store.poolings] or [parameters.pooling]
+    chosen = spread(store.layers, parameters.control_layers)
+    beside = {}
+    if embedding is not None:
+        beside["embedding"] = embedding.set_index("action").loc[index["action"]].to_numpy(np.float32)
+    return measure(
+        kinds_of(inputs.subset, inputs.probed, actions=actions, **how),
+        actions=actions,
+        tokens=index["tokens"].to_numpy(),
+        readings=[Reading(layer, pooling) for pooling in poolings for layer in chosen],
+        read=inputs.read,
+        width=store.width,
+        beside=beside,
+        seed=parameters.seed,
+        processes=processes(inputs),
+    )
+
+
 def processes(inputs: Inputs) -> int:
-    """Return how many arms to analyse side by side: what cores and free memory allow; one where it is not worth more."""
+    """Return how many arms to analyse in parallel: what cores and free memory allow; one where more are not worth it."""
     if not inputs.large:
         return 1
-    needed = diagnosis_memory(len(inputs.subset), len(inputs.actions), inputs.store.width)
+    needed = diagnosis_memory(len(inputs.subset), len(inputs.probed.actions), inputs.store.width)
     room = psutil.virtual_memory().available // needed
     return max(1, min(cpu_count(), DIAGNOSIS_PROCESSES, int(room)))
 
 
-def analyse(inputs: Inputs, layer: int, arm: str, threads: int) -> dict[str, list[pd.DataFrame]]:
-    """Run every analysis of one arm of one layer, with so many threads of linear algebra: kind -> frames."""
-    draws, seed, subset = inputs.draws, inputs.seed, inputs.subset
-    shuffles = inputs.shuffles if arm in WITH_NULLS else 0
-    device = matrices.card() if inputs.large else None
-    found: dict[str, list[pd.DataFrame]] = {kind: [] for kind in KINDS}
+def analyse(inputs: Inputs, layer: int, *, arm: str, threads: int) -> dict[str, list[pd.DataFrame]]:
+    """Run every analysis of one arm of one layer, with ``threads`` threads of linear algebra: kind -> frames."""
+    subset, how = inputs.subset, {"sampling": inputs.sampling(arm), "arm": arm}
+    device = matrices.gpu() if inputs.large else None
     with threadpool_limits(threads):
         x, x_probed = inputs.representations(layer, arm)
         covariance = None if unusable(x) else matrices.covariance(x, device)
-        features = linear.features(x, x_probed, covariance=covariance)
-        of_x, of_x_probed = features[: len(x)], features[len(x) :]
-        probed = (inputs.vectors, inputs.actions)
-        found["dimensional"].append(ridge(of_x_probed, *probed, inputs.topics, draws, seed, arm, shuffles > 0))
+        probing = inputs.sampling(arm) if inputs.thorough(layer) else replace(inputs.sampling(arm), shuffles=0)
+        frames = {
+            "categorical": [categorical(x, subset, **how), separability(x, subset, **how)],
+            "gradient": [gradient(x, subset, **how)],
+            "structural": [],
+            "dimensional": [ridge(x_probed, inputs.probed, sampling=probing, arm=arm)],
+        }
         if arm == PUBLISHED:
-            found["dimensional"].append(published(x_probed, *probed, draws, seed))
-        found["categorical"] = [
-            categorical(x, subset, draws, inputs.shuffles, seed, arm),
-            separability(of_x, subset, draws, shuffles, seed, arm),
-        ]
-        found["gradient"].append(gradient(x, subset, draws, shuffles, seed, arm))
+            frames["dimensional"].append(published(x, inputs.judged, sampling=inputs.sampling(arm)))
         if inputs.clustered(layer, arm):
-            resampled = layer in inputs.thorough
-            found["structural"].append(
-                structural(x, subset, draws, shuffles, seed, arm, resampled, of_x, covariance, device)
-            )
-    return found
+            given = {"features": linear.features(x, covariance=covariance), "covariance": covariance, "device": device}
+            frames["structural"].append(structural(x, subset, **how, resampled=inputs.thorough(layer), **given))
+    return frames
 
 
 def spread(layers: int, count: int) -> list[int]:
     """Return ``count`` layers, evenly spread from the first to the last; all if there are no more."""
     return sorted({int(layer) for layer in np.linspace(0, layers - 1, min(count, layers)).round()})
-
-
-def sample_of_actions(annotations: pd.DataFrame, rows: int, seed: int) -> pd.DataFrame:
-    """Return all annotations, or, if there are more than ``rows``, those of randomly drawn actions, ``rows`` at most."""
-    if len(annotations) <= rows:
-        return annotations
-    codes, distinct = pd.factorize(annotations["action"], sort=True)
-    drawn = np.random.default_rng(seed).permutation(len(distinct))
-    kept = drawn[np.cumsum(np.bincount(codes)[drawn]) <= rows]
-    return annotations[np.isin(codes, kept)]
 
 
 def corrected(frame: pd.DataFrame) -> pd.DataFrame:
@@ -237,10 +257,3 @@ def with_labels(subset: pd.DataFrame, annotations: pd.DataFrame) -> pd.DataFrame
     pairs = zip(rows["foundation"], rows["polarity"], strict=True)
     rows["category"] = ["" if pole == "neutral" else category_of(foundation, pole) for foundation, pole in pairs]
     return rows
-
-
-def _placed(frame: pd.DataFrame, model: str, layer: int, pooling: str) -> pd.DataFrame:
-    placed = frame.copy()
-    for name, value in (("pooling", pooling), ("layer", layer), ("model", model)):
-        placed.insert(0, name, value)
-    return placed

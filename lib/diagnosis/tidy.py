@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from lib.statistics import interval, interval_around, permutation_p
+from lib.stats import interval, interval_around, permutation_p
 
 MEASURED = ["arm", "metric", "value", "ci_low", "ci_high", "n", "p", "reason"]
 """Columns of every analysis after the one that names its category, foundation or target.
@@ -16,32 +16,39 @@ MINIMUM_ROWS = 5
 """A prototype of fewer rows than this is not computed."""
 
 
-def row(label: str, arm: str, metric: str, values: np.ndarray, n: int) -> tuple:
-    """Return a row from a value and its resamples, [draws + 1]; a value that is not finite gets a reason."""
-    reason = "" if np.isfinite(values[0]) else "not computed, because the values do not vary"
-    return (label, arm, metric, float(values[0]), *interval(values[1:]), n, float("nan"), reason)
+Key = tuple[str, str, str]
+"""The category, foundation or target of a row, its arm and its metric."""
 
 
-def cosine_row(label: str, arm: str, metric: str, values: np.ndarray, n: int) -> tuple:
-    """Return a row from a cosine and its resamples, [draws + 1], with ``statistics.interval_around``, within -1 to 1."""
+def row(key: Key, values: np.ndarray, *, n: int) -> tuple:
+    """Return a row from a value and its resamples, [draws + 1]."""
+    if not np.isfinite(values[0]):
+        return missing(key, n=n, reason="the values do not vary")
+    return (*key, float(values[0]), *interval(values[1:]), n, float("nan"), "")
+
+
+def cosine_row(key: Key, values: np.ndarray, *, n: int, reason: str) -> tuple:
+    """Return a row from a cosine, or another index of at most 1, and its resamples, [draws + 1].
+
+    The interval is ``stats.interval_around``; ``reason`` says why the value is NaN.
+    """
+    if not np.isfinite(values[0]):
+        return missing(key, n=n, reason=reason)
     low, high = np.clip(interval_around(values[0], values[1:]), -1, 1)
-    return (label, arm, metric, float(values[0]), float(low), float(high), n, float("nan"), "")
+    return (*key, float(values[0]), float(low), float(high), n, float("nan"), "")
 
 
-def null_row(
-    label: str, arm: str, metric: str, null: np.ndarray, n: int, observed: float, two_sided: bool = False
-) -> tuple:
+def null_row(key: Key, null: np.ndarray, *, n: int, observed: float, two_sided: bool = False) -> tuple:
     """Return a row from draws of a null, [draws]: their mean, the middle 95%, and p of the observed value."""
     finite = null[np.isfinite(null)]
     if len(finite) == 0:
-        return missing(label, arm, metric, n, "not computed, because no draw of the null is defined")
-    p = permutation_p(observed, null, two_sided)
-    return (label, arm, metric, float(finite.mean()), *interval(finite), n, p, "")
+        return missing(key, n=n, reason="no draw of the null is defined")
+    return (*key, float(finite.mean()), *interval(finite), n, permutation_p(observed, null, two_sided), "")
 
 
-def missing(label: str, arm: str, metric: str, n: int, reason: str) -> tuple:
-    """Return the row of a value that was not computed."""
-    return (label, arm, metric, *[float("nan")] * 3, n, float("nan"), reason)
+def missing(key: Key, *, n: int, reason: str) -> tuple:
+    """Return the row of a value that was not computed, because of ``reason``."""
+    return (*key, *[float("nan")] * 3, n, float("nan"), f"not computed, because {reason}")
 
 
 def table(label: str, records: list[tuple]) -> pd.DataFrame:
@@ -52,12 +59,10 @@ def table(label: str, records: list[tuple]) -> pd.DataFrame:
 def unusable(representation: np.ndarray) -> str:
     """Say why a layer cannot be analysed at all; empty if it can."""
     if len(representation) == 0:
-        return "not computed, because there are no rows"
+        return "there are no rows"
     if not np.isfinite(representation).all():
-        return "not computed, because the layer holds values that are not finite"
-    if np.ptp(representation, axis=0).max() == 0:
-        return "not computed, because the layer does not vary"
-    return ""
+        return "the layer holds values that are not finite"
+    return "the layer does not vary" if np.ptp(representation, axis=0).max() == 0 else ""
 
 
 def mean_of(values: list[np.ndarray]) -> np.ndarray:
