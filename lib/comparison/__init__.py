@@ -1,0 +1,1 @@
+"""Stage 04: the diagnoses of all models side by side."""

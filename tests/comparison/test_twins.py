@@ -1,0 +1,79 @@
+"""A model less its untrained twin: paired, replicate by replicate, against the twin's reading that leaves least."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import t as student
+
+from lib.comparison import regressions
+from lib.comparison.twins import CONTRAST, contrasts
+from lib.diagnosis.measurement import DEGREES, WITHOUT
+from lib.paper import models as paper_models
+from lib.run.parameters import ComparisonParameters
+
+TWINS = {"untrained": "model"}
+
+
+def gains(*readings, kind="categorical", seed=0, noise=0.002):
+    """What stage 03 measures: readings (layer, gain), and a wordlike control; the replicates of a seed vary alike."""
+    shared = np.random.default_rng(seed).normal(size=len(WITHOUT)) * 0.05
+    rows = []
+    for layer, gain in readings:
+        own = np.random.default_rng([seed, layer, int(gain * 1000)]).normal(size=len(WITHOUT)) * noise
+        rows.append({"kind": kind, "pooling": "last", "layer": float(layer), "gain": gain, "n": 100})
+        rows[-1] |= dict(zip(WITHOUT, gain + shared + own, strict=True))
+    control = {"kind": kind, "pooling": "length_only", "layer": np.nan, "gain": 0.9, "n": 100} | dict.fromkeys(
+        WITHOUT, 0.9
+    )
+    return pd.DataFrame([*rows, control])
+
+
+def test_the_interval_is_that_of_paired_replicates():
+    ours, twin = gains((3, 0.1)), gains((3, 0.02))
+    (row,) = contrasts({"model": ours, "untrained": twin}, twins=TWINS, seed=0).to_dict("records")
+    assert list(row) == CONTRAST
+    without = (ours[WITHOUT].iloc[0] - twin[WITHOUT].iloc[0]).to_numpy(float)
+    half = student.ppf(0.975, DEGREES) * 3**0.5 * without.std()
+    assert row["difference"] == pytest.approx(0.08)
+    assert (row["ci_high"] - row["ci_low"]) / 2 == pytest.approx(half, rel=0.04)
+    assert row["ci_low"] > 0, "what both share is no noise of the difference"
+    apart = gains((3, 0.02), seed=1)
+    assert contrasts({"model": ours, "untrained": apart}, twins=TWINS, seed=0)["ci_low"].item() < 0
+
+
+def test_a_twin_that_holds_as_much_at_another_layer_leaves_nothing():
+    found = contrasts(
+        {"model": gains((0, 0.02), (5, 0.1)), "untrained": gains((0, 0.1), (5, 0.0))}, twins=TWINS, seed=0
+    )
+    row = found.iloc[0]
+    assert (row["layer"], row["twin_layer"], row["gain"], row["twin_gain"]) == (5, 0, 0.1, 0.1)
+    assert row["difference"] == pytest.approx(0)
+    assert row["ci_low"] < 0 < row["ci_high"]
+
+
+def test_every_kind_has_a_row_and_a_twin_that_was_not_diagnosed_has_none():
+    both = pd.concat([gains((1, 0.1)), gains((1, 0.05), kind="gradient")])
+    tables = {"model": both, "untrained": both}
+    assert list(contrasts(tables, twins=TWINS, seed=0)["kind"]) == ["categorical", "gradient"]
+    assert list(contrasts({"model": both}, twins=TWINS, seed=0)) == CONTRAST
+    assert contrasts({"model": both}, twins=TWINS, seed=0).empty
+
+
+def test_untrained_models_change_no_regression():
+    names = list(paper_models()["name"])
+    twins = {"qwen3-8b-untrained": "qwen3-8b", "untrained-small": "qwen3-8b"}
+    facts = regressions.facts([*names, *twins], twins)
+    assert (facts.set_index("name").loc[list(twins), "variant"] == regressions.UNTRAINED).all()
+    assert (facts["variant"] == regressions.UNTRAINED).sum() == 2
+    values = np.random.default_rng(0).normal(size=len(facts)) * 0.01
+    values[-2:] = 100.0
+    decided = pd.DataFrame({"model": facts["name"], "kind": "gradient", "ours": values, "careful": values, "gain": 0.1})
+    decided = decided.assign(ci_low=0.09, ci_high=0.11, margin=0.02, ceiling=np.nan)
+    parameters = ComparisonParameters(run_dir="runs/none", models=names)
+    # The demo's own untrained models have a family and a size, so nothing but the variant keeps them out.
+    found, without = (
+        regressions.regressions(regressions.comparable(table, facts, parameters=parameters))
+        for table in (decided, decided[:-2])
+    )
+    pd.testing.assert_frame_equal(found, without)
+    assert found["n"].max() == len(names)
