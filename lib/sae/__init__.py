@@ -1,1 +1,1 @@
-"""Sparse autoencoders: model, training, moral latents, alignment, files."""
+"""Stage 05: sparse autoencoders: model, training, moral latents, files."""

@@ -1,23 +1,22 @@
-"""Stage 5 layer by layer: the rows of each split, training and identification.
+"""Stage 05 layer by layer: an autoencoder for each, its moral latents and its quality.
 
-A layer is read when its turn comes and not kept, and writes a folder of its own; what is there is not computed again. So
-layers may also be computed by jobs of their own (:mod:`lib.sae.jobs`), and the notebook joins what it finds.
+Every layer has a folder of its own, and what is there is not computed again. So jobs can share the layers (the cells
+tagged ``shared`` in the notebook), and the notebook that runs last joins what they made.
 """
 
-from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 
-from lib import runs
-from lib.foundations import CATEGORIES
-from lib.sae import export, features, model, train
+from lib.run.parameters import SAEParameters
+from lib.run.stage import Stage, share
+from lib.sae import features, files, model, tokens, training
 from lib.sae.model import SparseAutoencoder
-from lib.store import ActivationStore, open_store
+from lib.sae.recipe import recipe_of
+from lib.sae.rows import Reader, folder_of
 
 TRAIN = "train"
 """The ``sae_source`` that trains; any other is a directory or a hub id of autoencoders by others."""
@@ -25,153 +24,124 @@ TRAIN = "train"
 AT_MOST_AT_ONCE = 4
 
 
-class Rows(NamedTuple):
-    """Rows of one split: raw pooled residual streams [rows, width], moral vectors [rows, 10], actions [rows]."""
+def train_layers(stage: Stage, rows: Reader, *, parameters: SAEParameters) -> dict[int, Path]:
+    """Return the folder of every layer's autoencoder, made where it is not there; in a part, of this job's layers.
 
-    x: np.ndarray
-    vectors: np.ndarray
-    actions: np.ndarray
-
-
-Reader = Callable[[int], dict[str, Rows]]
-"""Layer -> its rows by split, read when asked for."""
-
-
-def split_rows(
-    store: ActivationStore, annotations: pd.DataFrame, exploded: pd.DataFrame, layer: int, pooling: str, split: str
-) -> dict[str, Rows]:
-    """Return the exploded rows of one layer by split.
-
-    Args:
-        store: pooled residual streams.
-        annotations: with the ten categories.
-        exploded: with the columns ``split_published`` and ``split_grouped``.
-        layer: index of the decoder block.
-        pooling: name of the pooling.
-        split: ``published`` or ``grouped``.
-    """
-    table = exploded.merge(annotations[["id", "action", *CATEGORIES]], on="id", validate="many_to_one")
-    x = store.read(layer, pooling, store.rows_of(table["action"]))
-    vectors, actions = table[list(CATEGORIES)].to_numpy(), table["action"].to_numpy()
-    sides = table[f"split_{split}"].to_numpy()
-    return {side: Rows(x[sides == side], vectors[sides == side], actions[sides == side]) for side in np.unique(sides)}
-
-
-def reader(stage: runs.Stage, pooling: str, split: str) -> Reader:
-    """Return what reads the rows of a layer from the inputs of a stage."""
-    annotations, exploded = (pd.read_parquet(stage.inputs[name]) for name in ("annotations", "exploded"))
-    store = open_store(stage.inputs["activations"])
-    return lambda layer: split_rows(store, annotations, exploded, layer, pooling, split)
-
-
-def folder_of(layer: int) -> str:
-    """Return the folder of a layer below a stage's directory."""
-    return f"layer_{layer:02d}"
-
-
-def training_inputs(parameters: Any) -> dict[str, str]:
-    """Return the inputs of stage 5: name -> path, the autoencoders of others among them where they are local."""
-    inputs = {
-        "annotations": f"{parameters.run_dir}/vectors/annotations.parquet",
-        "exploded": f"{parameters.run_dir}/vectors/exploded.parquet",
-        "activations": f"{parameters.run_dir}/activations/{parameters.model}",
-    }
-    local = parameters.sae_source != TRAIN and runs.resolve(parameters.sae_source).is_dir()
-    return inputs | ({"sae_source": parameters.sae_source} if local else {})
-
-
-def training_recipe(parameters: Any) -> train.Recipe:
-    """Return the recipe that the parameters of stage 5 name."""
-    return train.Recipe(
-        parameters.expansion, parameters.target_l0, parameters.sae_epochs, parameters.learning_rate,
-        parameters.batch_size, seed=parameters.seed, activation=parameters.sae_activation,
-    )  # fmt: skip
-
-
-def train_layers(stage: runs.Stage, rows: Reader, layers: Iterable[int], parameters: Any) -> dict[int, Path]:
-    """Return the folder of every layer's autoencoder, trained, or read from ``sae_source``, where it is not there.
-
-    On a GPU as many layers as fit its memory are trained at once; on a CPU one after another. Either way a layer's result
-    is its own: it depends on no other layer.
+    A GPU trains as many layers at once as fit its memory, a CPU one after another. Either way no layer's result depends on
+    another layer.
     """
 
     def one(layer: int) -> Path:
-        name = f"{folder_of(layer)}/pretrained"
-        about = {"model_name": parameters.model, "hook_name": f"model.layers.{layer}"}
-        about |= {"pooling": parameters.pooling, "split": parameters.split}
-        if parameters.sae_source != TRAIN:
-            return stage.folder(name, adopt, rows, layer, parameters.sae_source, about)
-        return stage.folder(name, pretrain, rows, layer, training_recipe(parameters), f"layer {layer}", about)
+        about = {"store": stage.inputs.get("activations"), "parameters": parameters}
+        return stage.folder(f"{folder_of(layer)}/pretrained", make, rows, layer=layer, **about)
 
-    layers = list(layers)
+    layers = share(parameters.layers)
     missing = [layer for layer in layers if not (stage.directory / folder_of(layer) / "pretrained").exists()]
-    workers = layers_at_once(rows, missing, parameters) if missing else 1
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(layers_at_once(rows, missing, parameters=parameters)) as pool:
         return dict(zip(layers, pool.map(one, layers), strict=True))
 
 
-def layers_at_once(rows: Reader, layers: list[int], parameters: Any) -> int:
-    """Return how many layers to train at once: what fits a GPU's memory, one on a CPU."""
-    device = torch.device(train.default_device())
+def layers_at_once(rows: Reader, layers: list[int], *, parameters: SAEParameters) -> int:
+    """Return how many layers to train at once: as many as fit a GPU's memory, one on a CPU."""
+    device = torch.device(training.default_device())
     if device.type == "cpu" or parameters.sae_source != TRAIN or len(layers) < 2:
         return 1
     sides = rows(layers[0])
-    width, count = sides["train"].x.shape[1], sum(len(part.x) for part in sides.values())
-    recipe = training_recipe(parameters)
-    needed = train.required_bytes(width, recipe.expansion * width, count, recipe, half=True)
-    return max(1, min(len(layers), AT_MOST_AT_ONCE, train.available_bytes(device) // needed))
+    recipe = recipe_of(parameters, rows=len(sides["train"].x), d_in=sides["train"].x.shape[1])
+    needed = training.required_bytes(recipe, rows=sum(len(part.x) for part in sides.values()), half=True)
+    return max(1, min(len(layers), AT_MOST_AT_ONCE, training.available_bytes(device) // needed))
 
 
-def pretrain(
-    folder: Path, rows: Reader, layer: int, recipe: train.Recipe, label: str, metadata: dict[str, Any]
-) -> None:
-    """Train one layer's autoencoder and fill ``folder`` with it and its history.
+def make(folder: Path, rows: Reader, *, layer: int, parameters: SAEParameters, store: Path | None = None) -> None:
+    """Fill ``folder`` with a layer's autoencoder, trained or read from ``sae_source``, and its history.
 
-    The checkpoint lies beside ``folder``, which is temporary, so that an interrupted training goes on.
+    The checkpoint of a training lies beside ``folder``, which is temporary, so that an interrupted training goes on. The
+    history of an autoencoder by others has one line: its measures on the validation rows. One of tokens is accompanied by its
+    latents of every action, pooled; its model must be the one of the activations in ``store``.
     """
     checkpoint = folder.parent / ".pretrained.checkpoint"
+    about = {"model_name": parameters.model, "hook_name": f"model.layers.{layer}"}
+    about |= {"pooling": parameters.pooling, "split": parameters.split, "kind": files.POOLED}
     sides = rows(layer)
-    sae, history = train.train(sides["train"].x, sides["validation"].x, recipe, label, checkpoint)
-    export.save(folder, sae, metadata)
+    held_out = sides["validation"].x
+    if parameters.sae_source == TRAIN:
+        sae, history = training.train(
+            sides["train"].x, held_out, parameters=parameters, label=f"layer {layer}", checkpoint=checkpoint
+        )
+    else:
+        sae, theirs = files.load_foreign(parameters.sae_source, layer=layer, d_in=held_out.shape[1])
+        files.require_kind(parameters.sae_source, theirs, kind=parameters.sae_kind, pooling=parameters.pooling)
+        about, device = theirs | about | {"kind": parameters.sae_kind}, training.default_device()
+        if parameters.sae_kind == files.TOKENS:
+            measured = tokens.write(folder, sae, store=store, sides=sides, layer=layer, parameters=parameters)
+        else:
+            measured = model.quality(sae.to(device), torch.from_numpy(held_out).to(device))
+        sae, history = sae.cpu(), pd.DataFrame([{"epoch": 0, "target_l0": float("nan"), **measured}])
+    files.save(folder, sae, about)
     history.to_parquet(folder / "history.parquet", index=False)
     checkpoint.unlink(missing_ok=True)
 
 
-def adopt(folder: Path, rows: Reader, layer: int, source: str, metadata: dict[str, Any]) -> None:
-    """Fill ``folder`` with an autoencoder that others trained; its history has one line, of the validation rows."""
-    held_out = rows(layer)["validation"].x
-    name, _, revision = source.partition("@")
-    sae, about = export.load_foreign(name, layer, held_out.shape[1], revision or None)
-    export.save(folder, sae, about | metadata)
-    history = pd.DataFrame([{"epoch": 0, **model.quality(sae, torch.from_numpy(held_out))}])
-    history.to_parquet(folder / "history.parquet", index=False)
+def identify_layers(stage: Stage, rows: Reader, *, parameters: SAEParameters) -> dict[int, pd.DataFrame]:
+    """Return every layer's table of features, computed where it is not there; in a part, of this job's layers."""
+
+    def identified(layer: int) -> pd.DataFrame:
+        settings = {"permutations": parameters.permutations, "seed": parameters.seed}
+        return features.identify(pretrained(stage, layer), rows(layer), **settings)
+
+    layers = share(parameters.layers)
+    return {layer: stage.table(f"{folder_of(layer)}/features.parquet", identified, layer) for layer in layers}
 
 
-def identify(sae: SparseAutoencoder, rows: dict[str, Rows], permutations: int, seed: int) -> pd.DataFrame:
-    """Find the moral latents on validation rows, and report them on the training rows."""
-    chosen, other = rows[features.CHOSEN_ON], rows[features.REPORTED_ON]
-    on_device = sae.to(train.default_device())
-    return features.identify(
-        on_device, chosen.x, chosen.vectors, permutations, seed, chosen.actions, (other.x, other.vectors)
-    )
+def quality_of_layers(stage: Stage, rows: Reader, *, parameters: SAEParameters) -> pd.DataFrame:
+    """Measure every layer's autoencoder on the rows of each split.
+
+    Returns:
+        Columns ``layer, split, mse, l0, fvu, dead, rows`` with the measures of :func:`lib.sae.model.quality`, ``d_sae`` and
+        ``target_l0`` (NaN for an autoencoder by others), ``missed``: L0 is more than 10% away from its target, and ``unit``,
+        what was measured: every ``row``, or every ``token`` of the rows' distinct actions.
+    """
+    records, of_tokens = [], parameters.sae_kind == files.TOKENS
+    for layer in parameters.layers:
+        sae, sides = pretrained(stage, layer), rows(layer)
+        target = recipe_of(parameters, rows=len(sides["train"].vectors), d_in=sae.d_in).target_l0
+        target = target if parameters.sae_source == TRAIN else float("nan")
+        for split, part in sides.items():
+            if of_tokens:
+                measured = tokens.quality(stage.directory / folder_of(layer) / "pretrained", split)
+            else:
+                measured = model.quality(sae, torch.from_numpy(part.x).to(sae.W_enc.device))
+            size = {"rows": len(part.vectors), "d_sae": sae.d_sae, "target_l0": target}
+            missed = training.misses(measured["l0"], target)
+            unit = "token" if of_tokens else "row"
+            records.append({"layer": layer, "split": split, **measured, **size, "missed": missed, "unit": unit})
+    return pd.DataFrame(records)
 
 
-def identify_layer(stage: runs.Stage, rows: Reader, layer: int, parameters: Any) -> pd.DataFrame:
-    """Return the table of features of a layer, computed where it is not there."""
+def remarks(quality: pd.DataFrame) -> list[str]:
+    """Say in words what the table of :func:`quality_of_layers` shows of each layer's size, target and memorised rows."""
+    said = []
+    for layer, part in quality.groupby("layer"):
+        train, test = part.set_index("split").loc["train"], part.set_index("split").loc["test"]
+        if np.isnan(train["target_l0"]):
+            said.append(
+                f"After layer {layer}: {test['d_sae']} latents by others. On test rows {test['l0']:.0f} are active per "
+                f"{test['unit']}, and the unexplained variance of every {test['unit']} is {test['fvu']:.3f}."
+            )
+            continue
+        said.append(
+            f"After layer {layer}: {train['d_sae']} latents for {train['rows']} rows ({train['rows'] / train['d_sae']:.1f} "
+            f"each). Unexplained variance is {test['fvu']:.3f} on test rows and {train['fvu']:.3f} on the rows it was "
+            f"trained on: {test['fvu'] / train['fvu']:.1f} times as much."
+        )
+        if train["missed"]:
+            said.append(
+                f"**The target is missed after layer {layer}: {train['l0']:.0f} latents are active per row, not "
+                f"{train['target_l0']:.0f}.** The penalty moves by at most 20% per epoch: raise sae_epochs, or use topk."
+            )
+    return said
 
-    def found() -> pd.DataFrame:
-        sae = export.load(stage.directory / folder_of(layer) / "pretrained")
-        return identify(sae, rows(layer), parameters.permutations, parameters.seed)
 
-    return stage.table(f"{folder_of(layer)}/features.parquet", found)
-
-
-def quality(stage: runs.Stage, rows: Reader, layers: Iterable[int]) -> pd.DataFrame:
-    """Return mse, L0, fraction of variance unexplained and share of dead latents: columns ``layer, split, ..., rows``."""
-    lines = []
-    for layer in layers:
-        sae = export.load(stage.directory / folder_of(layer) / "pretrained").to(train.default_device())
-        for split, part in rows(layer).items():
-            measured = model.quality(sae, torch.from_numpy(part.x).to(sae.W_enc.device))
-            lines.append({"layer": layer, "split": split, **measured, "rows": len(part.x)})
-    return pd.DataFrame(lines)
+def pretrained(stage: Stage, layer: int) -> SparseAutoencoder:
+    """Return a layer's autoencoder, on the GPU if there is one."""
+    return files.load(stage.directory / folder_of(layer) / "pretrained").to(training.default_device())

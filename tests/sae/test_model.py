@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from lib.sae import export
+from lib.sae import files
 from lib.sae.model import SparseAutoencoder, batch_top_k, fraction_of_variance_unexplained, top_k
 
 
 def biased(width=6, latents=24, seed=0):
     """An autoencoder all of whose weights differ from their initial value."""
-    sae = SparseAutoencoder(width, latents, seed)
+    sae = SparseAutoencoder(width, latents, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         sae.b_enc.copy_(torch.randn(latents, generator=generator))
@@ -27,9 +27,12 @@ def test_forward_is_the_formula():
     sae = biased()
     x = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
     weights = {name: value.detach().numpy() for name, value in sae.named_parameters()}
-    z = np.maximum(x.numpy() @ weights["W_enc"] + weights["b_enc"], 0)
-    x_hat, found = sae(x)
-    np.testing.assert_allclose(found.detach().numpy(), z, atol=1e-6)
+    hidden_pre = x.numpy() @ weights["W_enc"] + weights["b_enc"]
+    z = np.maximum(hidden_pre, 0)
+    x_hat, feature_acts = sae(x)
+    np.testing.assert_allclose(sae.hidden_pre(x).detach().numpy(), hidden_pre, atol=1e-6)
+    np.testing.assert_allclose(feature_acts.detach().numpy(), z, atol=1e-6)
+    assert (sae.d_in, sae.d_sae) == (6, 24)
     np.testing.assert_allclose(x_hat.detach().numpy(), z @ weights["W_dec"] + weights["b_dec"], atol=1e-5)
 
 
@@ -50,9 +53,9 @@ def test_folding_the_centre_moves_it_into_the_biases(scale, seed):
     x, centre = torch.randn(4, 6, generator=generator) * scale, torch.randn(6, generator=generator) * scale
     before = {name: value.clone() for name, value in sae.state_dict().items()}
     expected, z = sae(x - centre)
-    found, z_folded = sae.fold_centre(centre)(x)
+    x_hat, z_folded = sae.fold_centre(centre)(x)
     torch.testing.assert_close(z_folded, z, atol=1e-5 * max(1, scale), rtol=1e-4)
-    torch.testing.assert_close(found, expected + centre, atol=1e-5 * max(1, scale), rtol=1e-4)
+    torch.testing.assert_close(x_hat, expected + centre, atol=1e-5 * max(1, scale), rtol=1e-4)
     assert all(torch.equal(before[name], value) for name, value in sae.state_dict().items())
 
 
@@ -71,8 +74,8 @@ def test_unexplained_variance_counts_a_row_as_often_as_its_weight():
     missed, weights = torch.rand(30, generator=generator), torch.randint(0, 3, (1, 30), generator=generator)
     often = weights[0].repeat_interleave(1)
     repeated = torch.arange(30).repeat_interleave(often)
-    found = fraction_of_variance_unexplained(x, missed, weights)
-    torch.testing.assert_close(found, fraction_of_variance_unexplained(x[repeated], missed[repeated]))
+    weighted = fraction_of_variance_unexplained(x, missed, weights)
+    torch.testing.assert_close(weighted, fraction_of_variance_unexplained(x[repeated], missed[repeated]))
 
 
 def test_of_rows_that_do_not_vary_nothing_can_be_said():
@@ -95,18 +98,18 @@ def test_a_jumprelu_passes_what_exceeds_its_threshold_unchanged():
 
 def test_files_round_trip_to_the_bit(tmp_path):
     sae = biased()
-    export.save(tmp_path, sae, {"model_name": "m", "hook_name": "model.layers.2"})
-    loaded = export.load(tmp_path, width=6)
+    files.save(tmp_path, sae, {"model_name": "m", "hook_name": "model.layers.2"})
+    loaded = files.load(tmp_path, d_in=6)
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in sae.state_dict().items())
     assert {file.name for file in tmp_path.iterdir()} == {"cfg.json", "sae_weights.safetensors"}
-    about = export.metadata(tmp_path)
+    about = files.metadata(tmp_path)
     assert (about["model_name"], about["hook_name"]) == ("m", "model.layers.2")
     # Without it sae-lens takes its legacy path and drops the names.
     assert about["sae_lens_version"]
 
 
 def test_the_configuration_is_that_of_sae_lens(tmp_path):
-    export.save(tmp_path, biased(), {})
+    files.save(tmp_path, biased(), {})
     configuration = json.loads((tmp_path / "cfg.json").read_text())
     assert configuration["architecture"] == "standard"
     assert (configuration["d_in"], configuration["d_sae"]) == (6, 24)
@@ -116,11 +119,11 @@ def test_the_configuration_is_that_of_sae_lens(tmp_path):
 
 def test_weights_that_subtract_the_decoder_bias_first_are_read(tmp_path):
     sae = biased()
-    export.save(tmp_path, sae, {})
+    files.save(tmp_path, sae, {})
     path = tmp_path / "cfg.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"apply_b_dec_to_input": True}))
     x = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(export.load(tmp_path).encode(x), sae.encode(x - sae.b_dec))
+    torch.testing.assert_close(files.load(tmp_path).encode(x), sae.encode(x - sae.b_dec))
 
 
 @pytest.mark.parametrize(
@@ -134,21 +137,21 @@ def test_weights_that_subtract_the_decoder_bias_first_are_read(tmp_path):
     ],
 )
 def test_another_kind_of_autoencoder_is_refused(tmp_path, change, message):
-    export.save(tmp_path, biased(), {})
+    files.save(tmp_path, biased(), {})
     path = tmp_path / "cfg.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(export.FormatError, match=message):
-        export.load(tmp_path)
+    with pytest.raises(files.FormatError, match=message):
+        files.load(tmp_path)
 
 
 def test_wrong_width_missing_file_and_missing_weight_are_named(tmp_path):
-    with pytest.raises(export.FormatError, match="05_sparse_autoencoders"):
-        export.load(tmp_path)
-    export.save(tmp_path, biased(), {})
-    with pytest.raises(export.FormatError, match=r"width 6.*is 7"):
-        export.load(tmp_path, width=7)
+    with pytest.raises(files.FormatError, match="05_sae"):
+        files.load(tmp_path)
+    files.save(tmp_path, biased(), {})
+    with pytest.raises(files.FormatError, match=r"width 6.*is 7"):
+        files.load(tmp_path, d_in=7)
     weights = load_file(tmp_path / "sae_weights.safetensors")
     del weights["b_dec"]
     save_file(weights, tmp_path / "sae_weights.safetensors")
-    with pytest.raises(export.FormatError, match="lack b_dec"):
-        export.load(tmp_path)
+    with pytest.raises(files.FormatError, match="lack b_dec"):
+        files.load(tmp_path)

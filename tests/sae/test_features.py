@@ -7,16 +7,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.foundations import CATEGORIES
+from lib.paper import CATEGORIES
 from lib.sae import features
 from lib.sae.model import SparseAutoencoder
+from lib.sae.rows import Rows
 
 
 def sample(rows=200, width=8, latents=32, seed=0):
     generator = np.random.default_rng(seed)
-    sae = SparseAutoencoder(width, latents, seed)
+    sae = SparseAutoencoder(width, latents, seed=seed)
     x = generator.normal(size=(rows, width)).astype(np.float32)
     return sae, x, generator.random((rows, 10))
+
+
+def sides(validation, train=None):
+    """Rows by split, of actions that occur once, from (x, vectors); the same rows on both without ``train``."""
+    both = {"validation": validation, "train": train or validation}
+    return {side: Rows(x, vectors, np.arange(len(x)).astype(str)) for side, (x, vectors) in both.items()}
 
 
 @settings(max_examples=15, deadline=None)
@@ -27,11 +34,11 @@ def test_correlations_equal_numpy_for_any_chunk(rows, chunk, seed):
         z = sae.encode(torch.from_numpy(x)).numpy().astype(np.float64)
     varies = z.std(axis=0) > 1e-3
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(features, "LATENTS_AT_ONCE", chunk * sae.latents)
-        found, activity = features.correlations(sae, x, vectors)
+        patched.setattr(features, "ACTIVATIONS_AT_ONCE", chunk * sae.d_sae)
+        r, activity = features.correlations(sae, x, vectors)
     np.testing.assert_allclose(activity, (z > 0).mean(axis=0))
     expected = np.corrcoef(z[:, varies].T, vectors.T)[: varies.sum(), varies.sum() :]
-    np.testing.assert_allclose(found[varies], expected, atol=1e-5)
+    np.testing.assert_allclose(r[varies], expected, atol=1e-5)
 
 
 def test_what_does_not_vary_correlates_with_nothing():
@@ -39,10 +46,10 @@ def test_what_does_not_vary_correlates_with_nothing():
     with torch.no_grad():
         sae.b_enc[3] = -1e6
     vectors[:, 4] = 0.5
-    found, _ = features.correlations(sae, x, vectors)
-    assert (found[3] == 0).all()
-    assert (found[:, 4] == 0).all()
-    assert np.isfinite(found).all()
+    r, _ = features.correlations(sae, x, vectors)
+    assert (r[3] == 0).all()
+    assert (r[:, 4] == 0).all()
+    assert np.isfinite(r).all()
 
 
 @pytest.mark.parametrize(
@@ -64,9 +71,19 @@ def test_the_report_takes_one_dimension_or_an_opposing_pair(above, expected):
 def test_top_latents_are_the_most_positive_above_the_threshold():
     r = np.zeros((5, 10))
     r[:, 2] = [0.3, -0.9, 0.11, 0.1, 0.5]
-    assert features.top_latents(r, 2, 50).tolist() == [4, 0, 2]
-    assert features.top_latents(r, 2, 2).tolist() == [4, 0]
-    assert features.top_latents(r, 3, 50).tolist() == []
+    assert features.top_latents(r, 2).tolist() == [4, 0, 2]
+    assert features.top_latents(r, 2, count=2).tolist() == [4, 0]
+    assert features.top_latents(r, 3).tolist() == []
+
+
+def test_a_contrast_takes_the_positive_latents_of_both_poles_or_of_neither():
+    """Also weak ones, below the threshold of the others; nothing of a pair of which one pole has none."""
+    r = np.zeros((30, 10))
+    r[:25, 0], r[7, 1], r[3, 2] = np.linspace(0.01, 0.09, 25), 0.05, 0.9
+    chosen = features.contrasts(r)
+    assert chosen[0].tolist() == list(range(24, 4, -1))  # the 20 largest
+    assert chosen[1].tolist() == [7]
+    assert chosen[2].tolist() == chosen[3].tolist() == []  # cheating has none
 
 
 def test_the_summary_counts_every_category_and_criterion():
@@ -81,9 +98,9 @@ def test_the_summary_counts_every_category_and_criterion():
 
 
 def test_one_pass_over_the_rows_in_bounded_memory(monkeypatch):
-    """Encoded at once: a fixed number of activations, whatever the rows and the latents; every row once, null included."""
+    """Encoded at once: a fixed number of activations, whatever the rows and the latents; every row of a split once."""
     sae, x, vectors = sample(rows=1000, latents=256)
-    monkeypatch.setattr(features, "LATENTS_AT_ONCE", 2**14)
+    monkeypatch.setattr(features, "ACTIVATIONS_AT_ONCE", 2**14)
     seen, original = [], sae.encode
 
     def encode(part):
@@ -91,9 +108,9 @@ def test_one_pass_over_the_rows_in_bounded_memory(monkeypatch):
         return original(part)
 
     monkeypatch.setattr(sae, "encode", encode)
-    features.identify(sae, x, vectors, 20, 0)
-    assert max(len(part) for part in seen) * sae.latents <= 2**14
-    np.testing.assert_array_equal(torch.cat(seen).numpy(), x)
+    features.identify(sae, sides((x, vectors), (x + 1, vectors)), permutations=20, seed=0)
+    assert max(len(part) for part in seen) * sae.d_sae <= 2**14
+    np.testing.assert_array_equal(torch.cat(seen).numpy(), np.concatenate([x, x + 1]))
 
 
 def reported(r_elsewhere, replicated, careful):
@@ -128,13 +145,12 @@ def test_a_planted_latent_replicates_and_noise_does_so_by_chance():
     vectors = generator.random((2000, 10))
     with torch.no_grad():
         vectors[:, 3] += sae.encode(torch.from_numpy(x))[:, 0].numpy() * 2
-    half = slice(1000), slice(1000, None)
-    table = features.identify(sae, x[half[0]], vectors[half[0]], 0, 0, elsewhere=(x[half[1]], vectors[half[1]]))
+    halves = (x[:1000], vectors[:1000]), (x[1000:], vectors[1000:])
+    table = features.identify(sae, sides(*halves), permutations=0, seed=0)
     assert table.loc[0, "replicated"]
     assert table.loc[0, "elsewhere"] > 0.5
-    noise = features.identify(
-        sae, x[half[0]], generator.random((1000, 10)), 0, 0, elsewhere=(x[half[1]], generator.random((1000, 10)))
-    )
+    noise = [(part, generator.random((1000, 10))) for part, _ in halves]
+    noise = features.identify(sae, sides(*noise), permutations=0, seed=0)
     assert noise["replicated"].mean() < 0.12
 
 
@@ -142,8 +158,9 @@ def test_most_activating_actions_are_distinct_and_in_order():
     sae, x, vectors = sample(rows=60)
     actions = np.array([f"action {index // 2}" for index in range(60)])
     x[1::2] = x[::2]
-    table = features.identify(sae, x, vectors, 0, 0, actions)
-    shown = features.most_activating(sae, x, vectors, actions, table, 3)
+    rows = Rows(x, vectors, actions)
+    table = features.identify(sae, {"validation": rows, "train": rows}, permutations=0, seed=0)
+    shown = features.most_activating(sae, rows, table=table, count=3)
     assert len(shown)
     for _, part in shown.groupby("category"):
         assert part["action"].is_unique
@@ -155,5 +172,6 @@ def test_most_activating_actions_are_distinct_and_in_order():
 
 def test_nothing_tuned_has_no_most_activating_actions():
     sae, x, vectors = sample(rows=60)
-    table = features.identify(sae, x, vectors, 0, 0).assign(tuned=False)
-    assert features.most_activating(sae, x, vectors, np.arange(60).astype(str), table, 3).empty
+    rows = sides((x, vectors))
+    table = features.identify(sae, rows, permutations=0, seed=0).assign(tuned=False)
+    assert features.most_activating(sae, rows["train"], table=table, count=3).empty
