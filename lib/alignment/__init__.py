@@ -1,0 +1,1 @@
+"""Stage 06: moral latents tuned toward the human vectors, and the arms that control for it."""
