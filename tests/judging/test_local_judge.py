@@ -1,0 +1,79 @@
+"""A model on this machine as judge, against transformers alone."""
+
+import asyncio
+
+import pytest
+import torch
+from conftest import byte_tokenizer
+from inspect_ai.model import GenerateConfig
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from lib.judging import judges, local, sessions
+from lib.judging.calls import Calls
+from tests.judging.test_tasks import responses_of, session_of
+
+TEMPLATE = (
+    "{% for message in messages %}Q: {{ message['content'] }}\nA:{% endfor %}{% if enable_thinking %}<think>{% endif %}"
+)
+
+
+@pytest.fixture
+def source(tmp_path):
+    torch.manual_seed(1)
+    config = Qwen3Config(
+        vocab_size=258, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, pad_token_id=0, eos_token_id=1, bos_token_id=None, initializer_range=0.3,
+    )  # fmt: skip
+    directory = tmp_path / "model"
+    Qwen3ForCausalLM(config).save_pretrained(directory)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(directory)
+    return str(directory)
+
+
+def test_batched_replies_are_those_of_each_question_alone(source):
+    judge = judges.model_of(f"hf/{source}")
+    questions = ["short", "a longer question, with more words", "中文"] * 4
+
+    async def ask_all():
+        return await asyncio.gather(*(judge.generate(text, config=GenerateConfig(max_tokens=7)) for text in questions))
+
+    outputs = asyncio.run(ask_all())
+    model, tokenizer = local.load_chat_model(source)
+    for text, output in zip(questions, outputs, strict=True):
+        ids = torch.tensor([tokenizer(f"Q: {text}\nA:")["input_ids"]])
+        said = []
+        for _ in range(7):
+            with torch.no_grad():
+                said.append(
+                    int(model(torch.cat([ids, torch.tensor([said], dtype=torch.long)], 1)).logits[0, -1].argmax())
+                )
+            if said[-1] == 1:
+                break
+        ended = said[-1] == 1
+        assert output.completion == tokenizer.decode(said[: -1 if ended else None], skip_special_tokens=True)
+        assert output.stop_reason == ("stop" if ended else "max_tokens")
+        assert output.usage.total_tokens == ids.shape[1] + len(said)
+
+
+def test_a_local_judge_is_asked_as_every_judge_is_and_once(source, tmp_path):
+    few = responses_of().groupby("arm").head(1)
+    session = session_of(few, f"hf/{source}", tmp_path / "logs", retries=3, max_tokens=4)
+    sessions.judge(session)
+    found = sessions.read_verdicts(session)
+    assert set(found["outcome"]) <= {"truncated", "invalid", "valid"}
+    sessions.judge(session)
+    with Calls(session.log_dir) as calls:
+        assert calls.calls == len(found), "a greedy judge says the same again"
+    assert judges.describe(session.judge) == {"judge": f"hf/{source}", "standing": "judged"}
+    assert judges.weights_of(judge=session.judge, second_judge="offline") == {"judge": tmp_path / "model"}
+
+
+def test_what_cannot_judge_is_refused(source, tmp_path):
+    with pytest.raises(judges.JudgingError, match="expected a directory, a GGUF file or a hub id"):
+        local.load_chat_model(str(tmp_path / "nothing.gguf"))
+    byte_tokenizer().save_pretrained(source)
+    (tmp_path / "model" / "chat_template.jinja").unlink(missing_ok=True)
+    with pytest.raises(judges.JudgingError, match="no chat template"):
+        local.load_chat_model(source)
