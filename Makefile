@@ -2,103 +2,134 @@
 PYTHON ?= python3
 PROFILE ?= profiles/demo.yaml
 CORES ?= all
+RUN ?= runs/demo
 BIN := .venv/bin
 READY := .venv/.ready
+# `make reproduce ENV=conda` uses the active conda environment (conda env create -f environment.yml) and installs nothing.
+ifeq ($(ENV),conda)
+BIN := $(CONDA_PREFIX)/bin
+READY :=
+endif
+# Packages of a group (pyproject.toml) beyond those that `make reproduce` needs; a target asks for $(LAB), $(TEST), ...
+LAB := $(addsuffix -lab,$(READY))
+BOOK := $(addsuffix -book,$(READY))
+CLUSTER := $(addsuffix -cluster,$(READY))
+TEST := $(addsuffix -test,$(READY))
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce slurm verify plan graph lab test test-fast test-slurm test-faults lint bench bench-gpu \
+.PHONY: help setup reproduce finding check-finding slurm verify plan publish graph lab test test-fast test-slurm test-faults \
+  lint bench bench-gpu calibrate \
   notebooks book readme demo-assets lock clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
 
-$(READY): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version). Say which: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+.venv/.ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11, 5) <= sys.version_info < (3, 14))' || { echo "Python 3.11.5 to 3.13 is needed; $(PYTHON) is $$($(PYTHON) --version). Say which: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(INSTALL) .
 	touch $@
 
-setup: $(READY) ## create .venv from the lock file
+.venv/.ready-%: .venv/.ready
+	$(INSTALL) ".[$*]"
+	touch $@
 
-# One job per free card; a job gets its card by name (lib/accelerators.py). Cards and memory of this machine are counted
-# here; a cluster counts its own. A failed model is left out of the comparison, and the last line says which and why.
-SNAKEMAKE = $(BIN)/python -m snakemake --quiet host rules --keep-going --keep-incomplete --rerun-incomplete \
-  --rerun-triggers mtime params input
-HERE = --cores $(CORES) --retries 2 --resources gpu=$$($(BIN)/python -m lib.accelerators) \
+setup: $(READY) ## create .venv with what `make reproduce` needs, in the versions of requirements.lock
+
+# One job per free GPU; a job gets its GPU by name (workflow/gpus.py). GPUs and memory of this machine are counted here;
+# a cluster counts its own. A failed model is left out of the comparison, and the last lines say which and why.
+HERE = --cores $(CORES) --retries 2 --resources gpu=$$($(BIN)/python -m workflow.gpus) \
   mem_mb=$$($(BIN)/python -c 'import psutil; print(psutil.virtual_memory().total // 10**6)')
 
-# The whole run; if something failed, once more with the models that are there; then what came out. Any failure is make's.
-RUN = failed=0; $(SNAKEMAKE) $(1) --config profile="$(PROFILE)" || failed=1; \
-  if [ $$failed = 1 ] && $(BIN)/python -m lib.failures "$(PROFILE)"; then \
-    $(SNAKEMAKE) $(1) --config profile="$(PROFILE)" partial=true; fi; \
-  $(BIN)/python -m lib.claims "$(PROFILE)" && exit $$failed
+reproduce: $(READY) ## run all nine stages of PROFILE (default: the demo), or go on with them
+	@$(BIN)/python -m workflow.start "$(PROFILE)" $(HERE)
 
-reproduce: $(READY) ## run all nine stages of PROFILE (default: the demo)
-	@$(call RUN,$(HERE))
+finding: PROFILE = profiles/finding.yaml
+finding: $(READY) ## SmolLM2-135M on real annotations, all nine stages, and the one table that matters (hours; goes on where it stopped)
+	@$(BIN)/python -m workflow.start "$(PROFILE)" $(HERE)
+	@$(BIN)/python -m workflow.findings show "$(PROFILE)"
 
-slurm: $(READY) ## run PROFILE on a Slurm cluster; SLURM="--default-resources slurm_partition=gpu" names its things
-	@$(call RUN,--profile profiles/slurm $(SLURM))
+check-finding: PROFILE = findings/profile.yaml
+check-finding: $(READY) ## diagnose the findings' model again, from its file and the real rows in data/raw, and compare (slow)
+	@$(BIN)/python -m workflow.findings check "$(PROFILE)"
+
+slurm: $(CLUSTER) ## run PROFILE on a Slurm cluster; SLURM="--default-resources slurm_partition=gpu" names a partition of yours
+	@$(BIN)/python -m workflow.start "$(PROFILE)" --profile profiles/slurm $(SLURM)
 
 verify: $(READY) ## compare every finished result of PROFILE with its recorded hash; damaged stages are run again next
-	$(BIN)/python -m lib.integrity "$(PROFILE)"
+	$(BIN)/python -m workflow.verify "$(PROFILE)"
 
 plan: $(READY) ## say what PROFILE will take: jobs, tokens, FLOPs, hours, disk, judge calls and cost
-	$(BIN)/python -m lib.plan "$(PROFILE)"
+	$(BIN)/python -m workflow.plan "$(PROFILE)"
 
-graph: $(READY) ## draw the graph of stages to figures/pipeline.svg (needs graphviz)
+publish: $(READY) ## write what others can load of RUN (default: runs/demo) to its folder publish/; nothing is uploaded
+	$(BIN)/python -m workflow.publish "$(RUN)"
+
+graph: $(READY) ## draw the graph of stages, without edges that follow from others, to figures/pipeline.svg (needs graphviz)
 	@command -v dot >/dev/null || { echo "graphviz is needed to draw the graph: apt-get install graphviz"; exit 1; }
-	$(BIN)/python -m snakemake --rulegraph dot --config profile="$(PROFILE)" | dot -Tsvg -o figures/pipeline.svg
+	$(BIN)/python -m snakemake claims --rulegraph dot --config profile="$(PROFILE)" | tred | dot -Tsvg -o figures/pipeline.svg
 	@echo "graph: figures/pipeline.svg"
 
-lab: $(READY) ## open the notebooks in JupyterLab
+lab: $(LAB) ## open the notebooks in JupyterLab
 	$(BIN)/python -m jupyter lab --notebook-dir .
 
-test: $(READY) lint reproduce ## style, the demo run, all tests, and nbval on the notebooks
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q tests notebooks --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg $(PYTEST)
+TESTS = PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q $(PYTEST)
 
-test-fast: $(READY) ## tests that need no demo run
+# Side by side what needs no demo run; one after the other what starts runs of its own; then the notebooks.
+test: $(TEST) lint reproduce ## style, the demo run, all tests, and nbval on the notebooks
+	@failed=0; \
+	$(TESTS) -n 2 --dist loadfile -m "not pipeline" tests || failed=1; \
+	$(TESTS) -m pipeline tests || failed=1; \
+	$(TESTS) -p tests.nbval_numbers notebooks --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg || failed=1; \
+	exit $$failed
+
+test-fast: $(TEST) ## tests that need no demo run
 	$(BIN)/python -m pytest -q -m "not pipeline" tests
 
-test-slurm: $(READY) ## PROFILE on a real Slurm of two nodes on this machine: one job killed, one node drained (root)
+test-slurm: $(TEST) ## PROFILE on a real Slurm of two nodes on this machine: one job killed, one node drained (root)
 	$(BIN)/python tests/slurm/run.py "$(PROFILE)"
 
-test-faults: $(READY) ## break things at every boundary of stages, repair, and compare tables
+test-faults: $(TEST) ## break things at every boundary of stages, repair, and compare tables
 	$(BIN)/python tests/faults/run.py
 
-bench: $(READY) ## measure everything in benchmarks/ on this machine and render benchmarks/results.md
+bench: $(TEST) ## measure everything in benchmarks/ on this machine and render benchmarks/results.md
 	$(BIN)/python benchmarks/run.py
 
-bench-gpu: $(READY) ## the measurements that need a card
+bench-gpu: $(TEST) ## the measurements that need a GPU
 	$(BIN)/python benchmarks/run.py --gpu
 
-lint: $(READY) ## ruff, for style and format
+calibrate: $(TEST) ## how often the diagnosis decides wrongly, in worlds whose truth is known (hours; goes on where it stopped)
+	PYTHONPATH=. $(BIN)/python benchmarks/calibrate.py $(CALIBRATE)
+
+lint: $(TEST) ## ruff, for style and format
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 
-notebooks: reproduce ## execute the committed notebooks again, with the demo profile
-	$(BIN)/python -m lib.notebooks commit
+notebooks: $(TEST) reproduce ## execute the committed notebooks again, with the demo profile
+	$(BIN)/python -m workflow.execution commit
 
-book: $(READY) ## build the book (build/book/html); needs nothing but the committed notebooks, or those of PROFILE's run
-	$(BIN)/python -m lib.book "$(PROFILE)"
+book: $(BOOK) ## build the book (build/book/html); needs nothing but the committed notebooks, or those of PROFILE's run
+	$(BIN)/python -m docs.build "$(PROFILE)"
 
-readme: $(READY) ## write the README's tables of claims and benchmarks
-	$(BIN)/python -m lib.readme
+readme: $(READY) ## write the README's tables of claims and benchmarks, and the profiles' JSON Schema for editors
+	$(BIN)/python -m docs.readme
+	$(BIN)/python -m workflow.schema
 
 demo-assets: $(READY) ## rebuild data/demo: annotations, prompts, tiny models (minutes)
 	$(BIN)/python data/demo/build_annotations.py
 	$(BIN)/python data/demo/build_prompts.py
 	$(BIN)/python data/demo/build_models.py
 
-lock: ## resolve requirements.in into requirements.lock, in a fresh environment
+lock: ## resolve the packages of pyproject.toml into requirements.lock, in a fresh environment
 	rm -rf .lock-venv && $(PYTHON) -m venv .lock-venv
 	.lock-venv/bin/python -m pip install --quiet torch==2.13.0
-	.lock-venv/bin/python -m pip install --quiet -r requirements.in
-	$(PYTHON) -c 'print("# Made by `make lock` from requirements.in. Do not edit.")' > requirements.lock
-	.lock-venv/bin/python -m pip freeze | sed 's/+cpu$$//' >> requirements.lock
+	.lock-venv/bin/python -m pip install --quiet -e ".[test]"
+	$(PYTHON) -c 'print("# Made by `make lock` from pyproject.toml. Do not edit.")' > requirements.lock
+	.lock-venv/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' >> requirements.lock
 	rm -rf .lock-venv
 
 clean: ## remove runs/demo, caches and .venv; other runs and downloaded data stay
