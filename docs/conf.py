@@ -1,4 +1,4 @@
-"""Settings of the book. ``make book`` stages the sources (``lib/book.py``) and calls Sphinx on them.
+"""Settings of the book. ``make book`` stages the sources (``docs/build.py``) and calls Sphinx on them.
 
 Nothing is executed and nothing is fetched: notebooks are shown as committed, and scripts, styles and fonts come from the
 installed theme, so the book opens from disk and without network.
@@ -15,9 +15,9 @@ author = "The authors of the moral indifference companion"
 copyright = "2026, the authors of the companion; MIT licence"
 version = release = importlib.metadata.version("moral-indifference-companion")
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build", "generated", "cards", "examples"]
-templates_path: list[str] = []
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build", "_templates", "generated", "cards", "examples", "findings/page.md"]
+templates_path = ["_templates"]
 
 nb_execution_mode = "off"
 nb_merge_streams = True
@@ -31,6 +31,8 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+# Attributes as a list of fields: as objects of their own, those of a NamedTuple would be described twice.
+napoleon_use_ivar = True
 
 html_theme = "sphinx_book_theme"
 html_title = project
@@ -47,7 +49,7 @@ html_theme_options = {
 
 def keep_bars(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Let ``|r|`` in a docstring mean an absolute value and not a substitution of reStructuredText."""
-    lines[:] = [re.sub(r"(``.*?``)|\|", lambda found: found[1] or r"\|", line) for line in lines]
+    lines[:] = [re.sub(r"(``.*?``)|\|", lambda bar: bar[1] or r"\|", line) for line in lines]
 
 
 def setup(app: Any) -> None:

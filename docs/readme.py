@@ -1,7 +1,9 @@
-"""The README's generated parts: the table of claims and the table of benchmarks.
+"""The README's generated parts: the finding, the table of claims and the table of benchmarks.
 
-``python -m lib.readme`` writes them between their markers; ``--check`` fails when they are stale. The claims are those of
-the committed figures (``figures/verdicts.csv``), the benchmarks those rendered in ``benchmarks/results.md``.
+``python -m docs.readme`` (``make readme``) writes them between their markers, and the page of the findings; ``--check`` fails
+when they are stale. The
+finding follows from ``findings/tables``, the claims are those of the committed figures (``figures/claims.csv``), the
+benchmarks those rendered in ``benchmarks/results.md``.
 """
 
 import argparse
@@ -12,35 +14,34 @@ from pathlib import Path
 
 import pandas as pd
 
-from lib import files, runs
-from lib.book import claims_table
-from lib.claims import DEMO_STANDING, NOT_RUN, summary
+from docs import build, findings
+from lib.claims.ledger import FILE, NOT_RUN, SCIENTIFIC
+from lib.run.files import PROJECT, CompanionError, write_text_atomically
 
-README = runs.PROJECT / "README.md"
+README = PROJECT / "README.md"
 
 
-class ReadmeError(ValueError):
+class ReadmeError(CompanionError):
     """The README lacks a marker."""
 
 
-def generated(root: Path = runs.PROJECT) -> dict[str, str]:
+def generated(root: Path = PROJECT) -> dict[str, str]:
     """Return the generated parts by marker."""
     return {
-        "claims": claims_part(root / "figures" / "verdicts.csv"),
+        "finding": findings.front_page(),
+        "claims": claims_part(root / "figures" / "claims.csv"),
         "benchmarks": benchmarks_part(root / "benchmarks" / "results.md"),
     }
 
 
 def claims_part(path: Path) -> str:
-    """Return the summary and the measured claims as Markdown."""
+    """Return the summary and the measured scientific claims as Markdown."""
     table = pd.read_csv(path)
-    demo = (
-        " On the demo: a check of the instrument, not a finding." if (table["standing"] == DEMO_STANDING).any() else ""
-    )
-    not_run = int((table["verdict"] == NOT_RUN).sum())
+    not_run, counts = (table["group"] == SCIENTIFIC) & (table["decision"] == NOT_RUN), table["group"] == FILE
     return (
-        f"{summary(table)}.{demo}\n\n{claims_table(table[table['verdict'] != NOT_RUN])}\n\n"
-        f"The other {not_run} claims are not run, each with its reason in the ledger."
+        f"{build.headline(table)}\n\n{build.claims_part(table)}\n\n"
+        f"Another {not_run.sum()} claims are not run, each with its reason in the ledger; {counts.sum()} counts of files "
+        "stand apart."
     )
 
 
@@ -61,7 +62,7 @@ def filled(text: str, parts: dict[str, str]) -> str:
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
         if not pattern.search(text):
             raise ReadmeError(f"the README has no markers <!-- {name} --> and <!-- end {name} -->")
-        text = pattern.sub(lambda found, part=part: f"{found[1]}\n{part}\n\n{found[2]}", text)
+        text = pattern.sub(lambda markers, part=part: f"{markers[1]}\n{part}\n\n{markers[2]}", text)
     return text
 
 
@@ -77,7 +78,8 @@ def main() -> int:
         print("README.md is stale: run `make readme`", file=sys.stderr)
         return 1
     if not check:
-        files.write_text_atomically(README, new)
+        findings.write()
+        write_text_atomically(README, new)
     return 0
 
 

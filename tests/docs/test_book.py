@@ -12,18 +12,21 @@ import nbformat
 import pandas as pd
 import pytest
 
-from lib import book, claims, runs
+from docs import build
+from lib.claims import ledger
+from lib.run.files import PROJECT, resolve
+from lib.run.profile import Profile
 
 pytestmark = pytest.mark.pipeline
 
-CHAPTERS = sorted((runs.PROJECT / "notebooks").glob("*.ipynb"))
+CHAPTERS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """The book of the committed notebooks; building it fails on any warning."""
     output = tmp_path_factory.mktemp("book")
-    return book.build(runs.PROJECT / "notebooks", runs.PROJECT / "figures", output).parent
+    return build.build(PROJECT / "notebooks", PROJECT / "figures", output).parent
 
 
 @pytest.fixture(scope="module")
@@ -38,40 +41,55 @@ def chromium():
 
 
 class Links(HTMLParser):
-    """What a page refers to (tag, address) and the places in it that can be referred to."""
+    """What a page refers to (tag, address) and the anchors in it that can be referred to."""
 
     def __init__(self, path):
         super().__init__()
-        self.found, self.places = [], {""}
+        self.links, self.anchors = [], {""}
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attributes):
         for name, value in attributes:
             if name in ("href", "src"):
-                self.found.append((tag, value))
+                self.links.append((tag, value))
             elif name == "id":
-                self.places.add(value)
+                self.anchors.add(value)
 
 
-def test_there_is_a_chapter_a_notebook_and_a_page_a_module(pages, site):
+def test_there_is_a_chapter_per_notebook_and_a_page_per_module(pages, site):
     for path in CHAPTERS:
         assert site / "chapters" / f"{path.stem}.html" in pages
-    for path in (runs.PROJECT / "lib").glob("*.py"):
-        if path.stem != "__init__":
-            assert site / "api" / f"lib.{path.stem}.html" in pages
+    for folder in ("lib", "workflow"):
+        for path in (PROJECT / folder).rglob("*.py"):
+            name = ".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__")
+            assert site / "api" / f"{name}.html" in pages
+
+
+def test_a_page_of_the_reference_says_what_functions_take(site):
+    text = (site / "api" / "lib.diagnosis.gradient.html").read_text(encoding="utf-8")
+    assert 'id="lib.diagnosis.gradient.gradient"' in text
+    assert "Parameters" in text
+
+
+def test_the_reference_of_keys_holds_every_key_with_its_readers(site):
+    text = (site / "keys.html").read_text(encoding="utf-8")
+    for key in Profile.model_fields:
+        assert f'<span class="pre">{key}</span></code></p></td>' in text, key
+    assert "whole number above 0" in text
+    assert text.count('href="chapters/03_diagnosis.html"') > 3
 
 
 def test_every_internal_link_and_figure_resolves(pages):
     links = {path: Links(path) for path in pages}
     broken = []
     for path, of_page in links.items():
-        for _, address in of_page.found:
+        for _, address in of_page.links:
             if address.startswith(("http:", "https:", "data:", "mailto:", "javascript:")):
                 continue
-            target, place = urldefrag(unquote(address))
+            target, anchor = urldefrag(unquote(address))
             file = (path.parent / target.split("?")[0]).resolve() if target else path
-            known = links[file].places if file in links else {""}
-            if not file.exists() or (place and file in links and place not in known):
+            known = links[file].anchors if file in links else {""}
+            if not file.exists() or (anchor and file in links and anchor not in known):
                 broken.append((path.name, address))
     assert not broken
 
@@ -80,7 +98,7 @@ def test_nothing_but_links_leaves_the_book(pages):
     outside = [
         (path.name, tag, address)
         for path in pages
-        for tag, address in Links(path).found
+        for tag, address in Links(path).links
         if tag != "a" and address.startswith(("http:", "https:", "//"))
     ]
     assert not outside
@@ -115,7 +133,7 @@ def test_the_same_from_a_web_server(site, chromium):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         root = f"http://127.0.0.1:{server.server_port}"
-        for name in ("index", "chapters/03_diagnosis", "figures", "api/lib.claims"):
+        for name in ("index", "chapters/03_diagnosis", "figures", "api/lib.claims.ledger"):
             chromium.errors.clear()
             chromium.requests.clear()
             chromium.open(f"{root}/{name}.html")
@@ -172,7 +190,7 @@ def test_texts_stay_folded_until_a_reader_opens_them_by_keyboard(site, chromium)
 
 def test_no_prompt_or_answer_is_shown_in_a_chapter():
     prompts = [
-        line["prompt"] for line in pd.read_json(runs.resolve("data/demo/prompts.jsonl"), lines=True).to_dict("records")
+        line["prompt"] for line in pd.read_json(resolve("data/demo/prompts.jsonl"), lines=True).to_dict("records")
     ]
     for path in CHAPTERS:
         text = path.read_text(encoding="utf-8")
@@ -181,15 +199,15 @@ def test_no_prompt_or_answer_is_shown_in_a_chapter():
 
 def test_the_front_page_is_the_ledger(site):
     text = (site / "index.html").read_text(encoding="utf-8")
-    table = pd.read_csv(runs.PROJECT / "figures" / "verdicts.csv")
-    assert claims.summary(table) in text
+    table = pd.read_csv(PROJECT / "figures" / "claims.csv")
+    assert ledger.summary(table) in text
     assert "not a finding" in text
     assert text.count("<tr") >= len(table)
 
 
 def test_a_book_needs_executed_notebooks(tmp_path):
-    with pytest.raises(book.BookError, match=r"no executed notebook in .*run `make reproduce` first"):
-        book.stage_sources(tmp_path, runs.PROJECT / "figures", tmp_path / "source")
+    with pytest.raises(build.BookError, match=r"no executed notebook in .*run `make reproduce` first"):
+        build.stage_sources(tmp_path, PROJECT / "figures", tmp_path / "source")
 
 
 def test_facts_are_read_from_the_end_of_a_notebook(tmp_path):
@@ -198,11 +216,18 @@ def test_facts_are_read_from_the_end_of_a_notebook(tmp_path):
     cell = nbformat.v4.new_code_cell("stage.provenance()", outputs=[output])
     path = tmp_path / "x.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
-    assert book.facts_of(path) == {"stage": "01_x", "wall time": "2.5 s"}
-    assert book.facts_of(_empty(tmp_path)) == {}
+    assert build.facts_of(path) == {"stage": "01_x", "wall time": "2.5 s"}
+    assert build.facts_of(_empty(tmp_path)) == {}
 
 
 def _empty(folder: Path) -> Path:
     path = folder / "empty.ipynb"
     nbformat.write(nbformat.v4.new_notebook(), path)
     return path
+
+
+def test_terms_of_the_glossary_are_in_order():
+    entries = (PROJECT / "docs" / "glossary.md").read_text(encoding="utf-8").split("```{glossary}\n")[1].split("\n\n")
+    terms = [entry.splitlines()[0].casefold() for entry in entries]
+    assert len(terms) > 40
+    assert terms == sorted(terms)

@@ -14,88 +14,99 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import explorer, explorer_page, runs
-from lib.foundations import CATEGORIES
-from lib.profiles import load_profile
+from lib import explore
+from lib.paper import CATEGORIES
+from lib.run.files import PROJECT
+from lib.run.profile import load_profile
 
 DEMO = "profiles/demo.yaml"
 
 
+class Store:
+    """A store of one layer and pooling whose rows are the actions themselves."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def read(self, layer, pooling, rows):
+        return self.x[rows]
+
+    def rows_of(self, actions):
+        return np.arange(len(actions))
+
+
 def test_prototypes_are_means_of_typical_rows_alone():
-    subset = pd.DataFrame(
-        {
-            "foundation": "care-harm",
-            "polarity": ["virtue", "virtue", "virtue", "vice", "neutral"],
-            "is_prototype": [True, True, False, True, False],
-        }
-    )
+    cells = [("care", True), ("care", True), ("care", False), ("harm", True), ("", False)]
     x = np.array([[1, 0], [3, 0], [99, 99], [0, -2], [50, 50]], dtype=np.float32)
-    found = explorer.prototypes(x, subset)
-    assert found[CATEGORIES.index("care")].tolist() == [2, 0]
-    assert found[CATEGORIES.index("harm")].tolist() == [0, -2]
-    assert np.isnan(found[2:]).all(), "no typical rows, no prototype"
+    subset = pd.DataFrame(cells, columns=["category", "is_prototype"]).assign(action="reading")
+    reference = explore.Explorer(None, Store(x), None, subset, None, None).reference(0, "mean")
+    assert reference.centre == pytest.approx(x.mean(axis=0))
+    prototypes = reference.prototypes + reference.centre
+    assert prototypes[CATEGORIES.index("care")] == pytest.approx([2, 0], abs=1e-4)
+    assert prototypes[CATEGORIES.index("harm")] == pytest.approx([0, -2], abs=1e-4)
+    assert np.isnan(prototypes[2:]).all(), "no typical rows, no prototype"
 
 
 def test_similarities_are_cosines_after_centring():
-    layer = explorer.Layer(centre=np.array([1.0, 1.0]), prototypes=np.array([[2.0, 0.0], [0.0, -3.0]]))
-    assert explorer.similarities(np.array([5.0, 1.0]), layer) == pytest.approx([1, 0])
-    assert explorer.similarities(np.array([1.0, 0.5]), layer) == pytest.approx([0, 1])
+    reference = explore.Reference(centre=np.array([1.0, 1.0]), prototypes=np.array([[2.0, 0.0], [0.0, -3.0]]))
+    assert explore.similarities(np.array([5.0, 1.0]), reference) == pytest.approx([1, 0])
+    assert explore.similarities(np.array([1.0, 0.5]), reference) == pytest.approx([0, 1])
 
 
 def view():
     nearest = pd.DataFrame([("id_1", "a <secret> action", 0.9)], columns=["id", "action", "cosine"])
     latents = pd.DataFrame([(7, 1.5, "harm", 0.3)], columns=["latent", "activation", "category", "correlation"])
-    return explorer.View(np.linspace(-1, 1, 10), np.linspace(0, 1, 10), nearest, np.zeros((3, 10)), latents)
+    return explore.View(np.linspace(-1, 1, 10), np.linspace(0, 1, 10), nearest, np.zeros((3, 10)), latents)
 
 
 def test_texts_are_hidden_unless_asked_for():
-    hidden, shown = (explorer_page.render(view(), 1, show_content) for show_content in (False, True))
+    hidden, shown = (explore.render(view(), layer=1, show_content=show_content) for show_content in (False, True))
     assert "secret" not in hidden
     assert "id_1" in hidden
     assert "a &lt;secret&gt; action" in shown, "and escaped"
 
 
 def test_pictures_have_a_text():
-    text = explorer_page.render(view(), 1, False)
+    text = explore.render(view(), layer=1, show_content=False)
     assert text.count("<svg") == text.count("aria-label") == 21
 
 
 @pytest.fixture(scope="module")
 def moral(demo_run):
-    return explorer.open_explorer(load_profile(DEMO), "moral-small")
+    return explore.open_explorer(load_profile(DEMO), "moral-small")
 
 
 @pytest.mark.pipeline
 def test_an_annotated_action_is_nearest_to_itself(moral):
     action = moral.annotations.loc[17, "action"]
-    found = moral.look(action, 2, "mean")
-    assert found.nearest.loc[0, "action"] == action
-    assert found.nearest.loc[0, "cosine"] == pytest.approx(1, abs=1e-4)
+    view = moral.look(action, layer=2, pooling="mean")
+    assert view.nearest.loc[0, "action"] == action
+    assert view.nearest.loc[0, "cosine"] == pytest.approx(1, abs=1e-4)
     stored = moral.store.read(1, "mean")[moral.store.rows_of([action])][0]
-    assert found.path[1] == pytest.approx(explorer.similarities(stored, moral._layer(1, "mean")), abs=1e-4)
-    assert found.similarities.tolist() == found.path[2].tolist()
-    assert (found.latents["activation"] > 0).all()
-    assert found.latents["activation"].is_monotonic_decreasing
+    assert view.path[1] == pytest.approx(explore.similarities(stored, moral.reference(1, "mean")), abs=1e-4)
+    assert view.similarities.tolist() == view.path[2].tolist()
+    assert (view.latents["activation"] > 0).all()
+    assert view.latents["activation"].is_monotonic_decreasing
 
 
 @pytest.mark.pipeline
 def test_what_a_run_does_not_have_is_named(moral):
-    with pytest.raises(explorer.ExplorerError, match="type an action"):
-        moral.look("  ", 0, "mean")
-    with pytest.raises(explorer.ExplorerError, match="poolings mean"):
-        moral.look("lying", 0, "median")
-    with pytest.raises(explorer.ExplorerError, match=r"steering is possible at layers \[2\]"):
-        moral.answers("lying", 0, steered=True)
-    with pytest.raises(explorer.ExplorerError, match="no model 'other'"):
-        explorer.open_explorer(load_profile(DEMO), "other")
-    assert moral.look("lying", 0, "mean").latents.empty
+    with pytest.raises(explore.ExplorerError, match="type an action"):
+        moral.look("  ", layer=0, pooling="mean")
+    with pytest.raises(explore.ExplorerError, match="poolings mean"):
+        moral.look("lying", layer=0, pooling="median")
+    with pytest.raises(explore.ExplorerError, match=r"steering is possible at layers \[2\]"):
+        moral.answers("lying", layer=0, steered=True)
+    with pytest.raises(explore.ExplorerError, match="no model 'other'"):
+        explore.open_explorer(load_profile(DEMO), "other")
+    assert moral.look("lying", layer=0, pooling="mean").latents.empty
 
 
 @pytest.mark.pipeline
 def test_steering_is_a_switch(moral):
-    assert set(moral.answers("helping my sister", 2, steered=False)) == {"as it is"}
-    answers = moral.answers("helping my sister", 2, steered=True)
-    assert answers["as it is"] == moral.answers("helping my sister", 2, steered=False)["as it is"]
+    assert set(moral.answers("helping my sister", layer=2, steered=False)) == {"as it is"}
+    answers = moral.answers("helping my sister", layer=2, steered=True)
+    assert answers["as it is"] == moral.answers("helping my sister", layer=2, steered=False)["as it is"]
     assert answers["steered"] != answers["as it is"]
 
 
@@ -103,13 +114,13 @@ def test_steering_is_a_switch(moral):
 def lab(demo_run, tmp_path_factory):
     """A JupyterLab on a copy of the page, with its own settings; hands out its address."""
     folder = tmp_path_factory.mktemp("lab")
-    shutil.copy(runs.PROJECT / "notebooks" / "explore.ipynb", folder)
+    shutil.copy(PROJECT / "notebooks" / "explore.ipynb", folder)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     homes = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_WORKSPACES_DIR")
     environment = os.environ | {name: str(folder / f".{name.lower()}") for name in homes}
-    environment |= {"PYTHONPATH": str(runs.PROJECT)}
+    environment |= {"PYTHONPATH": str(PROJECT)}
     command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", f"--port={port}", f"--notebook-dir={folder}"]
     command += [
         "--IdentityProvider.token=",
@@ -119,7 +130,7 @@ def lab(demo_run, tmp_path_factory):
     ]
     command += ["--allow-root"] if os.geteuid() == 0 else []
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=runs.PROJECT)
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=PROJECT)
         try:
             address = f"http://127.0.0.1:{port}"
             wait_for(f"{address}/api/status", process, folder / "log")

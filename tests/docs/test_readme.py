@@ -1,16 +1,18 @@
 """The README's generated tables are fresh, and a stale one is found."""
 
+import re
 import subprocess
 import sys
 
 import pytest
 
-from lib import readme, runs
+from docs import readme
+from lib.run.files import PROJECT
 
 
 def test_the_generated_tables_are_fresh():
-    command = [sys.executable, "-m", "lib.readme", "--check"]
-    result = subprocess.run(command, cwd=runs.PROJECT, capture_output=True, text=True)
+    command = [sys.executable, "-m", "docs.readme", "--check"]
+    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -34,8 +36,6 @@ def test_a_missing_marker_is_named():
 
 
 def test_every_file_that_the_readme_links_to_is_there():
-    import re
-
     text = readme.README.read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!http|#)([^)#]+)\)", text):
-        assert (runs.PROJECT / target).exists(), target
+        assert (PROJECT / target).exists(), target

@@ -1,0 +1,287 @@
+"""Look inside a model at one action: its ten similarities, its neighbours among annotated actions, its path, its latents.
+
+Everything is read from a finished run; only what the typed action needs is computed. ``explore.page("profiles/demo.yaml")``
+shows the page in a notebook: plain HTML and SVG instead of drawn figures, so that an answer comes within a second.
+"""
+
+import contextlib
+import functools
+import html
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ipywidgets as widgets
+import numpy as np
+import pandas as pd
+import torch
+
+from lib.activations import extraction, models
+from lib.activations.store import ActivationStore, open_store
+from lib.diagnosis.categorical import prototypes
+from lib.diagnosis.layers import with_labels
+from lib.paper import CATEGORIES, COLOURS, POOLINGS, TEMPLATE
+from lib.run.files import CompanionError, resolve
+from lib.run.profile import Profile, load_profile
+from lib.sae import files
+from lib.steering.generation import Decoding, answer_batch, layer_devices
+from lib.steering.interventions import Intervention
+from lib.steering.loading import ArmLoader
+
+DECODING = Decoding(max_new_tokens=16, temperature=0.0, top_p=1.0, repetition_penalty=1.1)
+"""Short and greedy: the same question has the same answer."""
+
+
+class ExplorerError(CompanionError):
+    """The page was asked for something that this run does not have."""
+
+
+class View(NamedTuple):
+    """What a model holds of one action.
+
+    Attributes:
+        similarities: cosine of the centred action to the ten prototypes, [10]; nan where a category has no prototype.
+        human: mean moral vector of the nearest annotated actions, [10], 0 to 1.
+        nearest: those actions: ``id``, ``action``, ``cosine``.
+        path: the ten similarities at every layer, [layer, 10].
+        latents: the most active latents: ``latent, activation, category`` (of its largest correlation), ``correlation``.
+    """
+
+    similarities: np.ndarray
+    human: np.ndarray
+    nearest: pd.DataFrame
+    path: np.ndarray
+    latents: pd.DataFrame
+
+
+class Reference(NamedTuple):
+    """The diagnosis subset at one layer and pooling: its mean, and prototypes [10, width] of its centred typical rows."""
+
+    centre: np.ndarray
+    prototypes: np.ndarray
+
+
+@dataclass
+class Explorer:
+    """One model of a run, open for questions. Make one with :func:`open_explorer`."""
+
+    model: models.TransformersModel
+    store: ActivationStore
+    annotations: pd.DataFrame
+    subset: pd.DataFrame
+    sae: Path
+    alignment: Path
+    template: str = TEMPLATE
+    references: dict[tuple[int, str], Reference] = field(default_factory=dict)
+    directions: dict[tuple[int, str], np.ndarray] = field(default_factory=dict)
+    """Unit vectors of all annotated actions, [rows, width], at the layer and pooling asked for last."""
+
+    @property
+    def steerable(self) -> list[int]:
+        """The layers that have an aligned autoencoder."""
+        folders = self.alignment.glob("layer_*/aligned/cfg.json")
+        return sorted(int(path.parts[-3].removeprefix("layer_")) for path in folders)
+
+    def look(self, action: str, *, layer: int, pooling: str) -> View:
+        """Read any text inside the model's prompt and compare it with what annotators said of actions near it.
+
+        No text, or a layer or pooling that the run does not have, is an ``ExplorerError``.
+        """
+        if not action.strip():
+            raise ExplorerError("type an action first, such as: returning a lost purse")
+        layers, poolings = range(self.store.layers), self.store.poolings
+        if layer not in layers or pooling not in poolings:
+            raise ExplorerError(f"this run has layers 0 to {layers[-1]} and poolings {', '.join(poolings)}")
+        prompts = extraction.tokenize(self.model.tokenizer, [action.strip()], template=self.template)
+        pooled = extraction.pooled_residuals(self.model, prompts, rows=range(1)).cpu().numpy()
+        stream = pooled[POOLINGS.index(pooling), :, 0]
+        path = np.stack([similarities(stream[i], self.reference(i, pooling)) for i in layers])
+        nearest = self._nearest(stream[layer], layer=layer, pooling=pooling)
+        human = nearest[list(CATEGORIES)].mean().to_numpy()
+        latents = self._latents(stream[layer], layer=layer, pooling=pooling)
+        return View(path[layer], human, nearest[["id", "action", "cosine"]], path, latents)
+
+    def answers(self, text: str, *, layer: int, steered: bool) -> dict[str, str]:
+        """Answer a text, and once more steered if asked; a layer without an aligned autoencoder is an ``ExplorerError``."""
+        conditions = {"as it is": Intervention("baseline")}
+        if steered:
+            if layer not in self.steerable:
+                have = f"layers {self.steerable}" if self.steerable else "none of this model's layers"
+                raise ExplorerError(f"layer {layer} has no aligned autoencoder; steering is possible at {have}")
+            conditions["steered"] = Intervention("aligned", (layer,))
+        folders = {"sae": self.sae, "alignment": self.alignment}
+        load_arm = ArmLoader(**folders, d_in=models.width(self.model), devices=layer_devices(self.model))
+        replies = {}
+        for name, condition in conditions.items():
+            answered, _ = answer_batch(self.model, load_arm(condition), [text], decoding=DECODING, seed=0)
+            replies[name] = answered[0]["response"]
+        return replies
+
+    def reference(self, layer: int, pooling: str) -> Reference:
+        """Return the mean and the prototypes of the diagnosis subset; a category without typical rows has none (nan)."""
+        if (layer, pooling) not in self.references:
+            x = self.store.read(layer, pooling, self.store.rows_of(self.subset["action"]))
+            centre, typical = x.mean(axis=0), self.subset["is_prototype"].to_numpy(bool)
+            categories = self.subset.loc[typical, "category"].to_numpy(object)
+            means = prototypes(x[typical] - centre, categories, minimum=1)[0]
+            self.references[layer, pooling] = Reference(centre, means)
+        return self.references[layer, pooling]
+
+    def _nearest(self, stream: np.ndarray, *, layer: int, pooling: str) -> pd.DataFrame:
+        centre = self.reference(layer, pooling).centre
+        if (layer, pooling) not in self.directions:
+            x = self.store.read(layer, pooling, self.store.rows_of(self.annotations["action"]))
+            self.directions = {(layer, pooling): _unit(x - centre)}
+        cosine = self.directions[layer, pooling] @ _unit(stream - centre)
+        return self.annotations.assign(cosine=cosine).nlargest(5, "cosine").reset_index(drop=True)
+
+    @torch.no_grad()
+    def _latents(self, stream: np.ndarray, *, layer: int, pooling: str) -> pd.DataFrame:
+        folder = self.sae / f"layer_{layer:02d}"
+        columns = ["latent", "activation", "category", "correlation"]
+        if not (folder / "pretrained").exists() or files.metadata(folder / "pretrained").get("pooling") != pooling:
+            return pd.DataFrame(columns=columns)
+        activations = files.load(folder / "pretrained").encode(torch.from_numpy(stream)).numpy()
+        table = pd.read_parquet(folder / "features.parquet").assign(activation=lambda t: activations[t["latent"]])
+        active = table[table["activation"] > 0].nlargest(8, "activation")
+        own = [row[f"r_{row['category']}"] for _, row in active.iterrows()]
+        return active.assign(correlation=own)[columns].reset_index(drop=True)
+
+
+def open_explorer(profile: Profile, model: str) -> Explorer:
+    """Open a model of a finished run; one that the profile or the run does not have is an ``ExplorerError``."""
+    if model not in profile.sources:
+        raise ExplorerError(f"the profile has no model {model!r}; it has {', '.join(profile.sources)}")
+    run = resolve(f"runs/{profile.run}")
+    if not (run / "activations" / model / "manifest.json").exists():
+        raise ExplorerError(f"run {profile.run!r} has not read {model!r} yet; `make reproduce` with its profile does")
+    values = profile.stage_parameters("activations", model)
+    annotations = pd.read_parquet(run / "vectors" / "annotations.parquet")
+    # Several judgments of one action are averaged: a neighbour counts once.
+    of_action = annotations.groupby("action", sort=False).agg({"id": "first"} | dict.fromkeys(CATEGORIES, "mean"))
+    subset = with_labels(pd.read_parquet(run / "vectors" / "subset.parquet"), annotations)
+    origin = {key: values[key] for key in ("revision", "trust_remote_code", "untrained")}
+    opened = models.open_model(values["model_source"], dtype=profile.dtype, **origin)
+    store = open_store(run / "activations" / model)
+    of_action = of_action[of_action.index.isin(store.index["action"])]
+    return Explorer(
+        opened,
+        store,
+        of_action.reset_index(),
+        subset,
+        sae=run / "sae" / model,
+        alignment=run / "alignment" / model,
+        template=values["template"],
+    )
+
+
+def similarities(stream: np.ndarray, reference: Reference) -> np.ndarray:
+    """Return the cosines of one representation [width] to the ten prototypes, [10]."""
+    return _unit(reference.prototypes) @ _unit(stream - reference.centre)
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+# ---------------------------------------------------------------------------------------------- the page
+
+
+def page(profile: str, show_content: bool = False) -> widgets.Widget:
+    """Return the page for the finished run of a profile; ``show_content`` shows texts of actions from the start."""
+    loaded = load_profile(profile)
+    explorer = functools.cache(functools.partial(open_explorer, loaded))
+    wide = {"layout": widgets.Layout(width="95%", max_width="46em"), "continuous_update": False}
+    action = widgets.Text(placeholder="returning a lost purse", description="action", **wide)
+    model = widgets.Dropdown(options=list(loaded.sources), value=loaded.sae_model, description="model")
+    layers = range(explorer(loaded.sae_model).store.layers)
+    layer = widgets.Dropdown(options=layers, description="layer", value=loaded.layers[0])
+    pooling = widgets.Dropdown(options=POOLINGS, value=loaded.pooling, description="pooling")
+    texts = widgets.Checkbox(show_content, description="show the texts of annotated actions", indent=False)
+    steered = widgets.Checkbox(description="answer, with and without steering", indent=False)
+    button, result = widgets.Button(description="Look", button_style="primary"), widgets.HTML()
+
+    def look(_: Any) -> None:
+        started, shown = time.perf_counter(), ""
+        try:
+            asked = explorer(model.value)
+            view = asked.look(action.value, layer=layer.value, pooling=pooling.value)
+            shown = render(view, layer=layer.value, show_content=texts.value)
+            if steered.value:
+                answers = pd.Series(asked.answers(action.value, layer=layer.value, steered=True)).replace("", "(empty)")
+                shown += "<h4>Answer</h4>" + _table("answers", answers.reset_index(), header=False)
+        except ExplorerError as error:
+            shown += f'<p class="message">{html.escape(str(error))}</p>'
+        result.value = f"{shown}<p><small>{time.perf_counter() - started:.2f} s</small></p>"
+
+    def new_model(_: Any) -> None:
+        with contextlib.suppress(ExplorerError):  # looking says what is wrong
+            layers, chosen = range(explorer(model.value).store.layers), layer.value
+            layer.options = layers
+            layer.value = min(chosen, layers[-1])
+        look(None)
+
+    model.observe(new_model, "value")
+    button.on_click(look)
+    for control in (action, layer, pooling, texts, steered):
+        control.observe(look, "value")
+    rows = ([model, layer, pooling], [texts, steered, button])
+    boxes = [widgets.HBox(row, layout=widgets.Layout(flex_flow="row wrap")) for row in rows]
+    return widgets.VBox([action, *boxes, result])
+
+
+def render(view: View, *, layer: int, show_content: bool) -> str:
+    """Write what a model holds of one action as HTML: bars, path, neighbours and latents."""
+    bars = {
+        "": CATEGORIES,
+        "model: cosine to the prototype": map(_bar, view.similarities, COLOURS.values()),
+        "annotators: nearest annotated actions": map(_bar, view.human, COLOURS.values()),
+    }
+    near = view.nearest.rename(columns={"action": "text"})[["id", "cosine", "text"]]
+    largest = view.latents["category"] + view.latents["correlation"].map(" ({:+.2f})".format)
+    latents = view.latents[["latent", "activation"]].assign(**{"largest correlation": largest})
+    sections = {
+        "Path through the layers": _path(view.path, layer),
+        "Nearest annotated actions": _table("nearest", near if show_content else near.assign(text="hidden")),
+        "Latents it activates": "<p>This layer and pooling have no autoencoder in this run.</p>",
+    }
+    if len(latents):
+        sections["Latents it activates"] = _table("latents", latents)
+    shown = "".join(f"<h4>{title}</h4>{section}" for title, section in sections.items())
+    return _table("similarities", pd.DataFrame(bars), escape=False) + shown
+
+
+def _table(name: str, frame: pd.DataFrame, **options: Any) -> str:
+    with pd.option_context("display.max_colwidth", None):
+        return frame.to_html(
+            classes=name, index=False, border=0, justify="center", float_format="{:.2f}".format, **options
+        )
+
+
+def _bar(value: float, colour: str) -> str:
+    if np.isnan(value):
+        return "no prototype"
+    left, width = 60 + min(value, 0) * 60, abs(value) * 60
+    return (
+        f'<svg width="120" height="12" role="img" aria-label="{value:.2f}"><rect x="{left:.1f}" y="1" '
+        f'width="{width:.1f}" height="10" fill="{colour}"/><path d="M60 0V12" stroke="currentColor"/></svg> {value:.2f}'
+    )
+
+
+def _path(path: np.ndarray, chosen: int) -> str:
+    """Draw the ten similarities over layers, one line per category; the dashed line is the chosen layer."""
+    step, lines = 320 / max(len(path) - 1, 1), ""
+    for index, name in enumerate(CATEGORIES):
+        heights = ((layer, value) for layer, value in enumerate(path[:, index]) if not np.isnan(value))
+        points = " ".join(f"{20 + layer * step:.1f},{70 - 60 * value:.1f}" for layer, value in heights)
+        dash = ' stroke-dasharray="5 3"' if index % 2 else ""
+        lines += f'<polyline points="{points}" fill="none" stroke="{COLOURS[name]}" stroke-width="2"{dash}/>'
+    in_words = ", ".join(f"{name} {value:.2f}" for name, value in zip(CATEGORIES, path[-1], strict=True))
+    return (
+        f'<svg class="path" width="360" height="140" role="img" aria-label="Similarities in the last layer: {in_words}">'
+        '<path d="M20 70H340" stroke="currentColor" stroke-opacity=".4"/>'
+        f'<path d="M{20 + chosen * step:.1f} 5V135" stroke="currentColor" stroke-dasharray="2 3"/>{lines}</svg>'
+        "<p><small>Layers 0 to the last from left to right, cosine from -1 to 1; whole lines virtues, broken lines vices, in "
+        "the colours above.</small></p>"
+    )
