@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lib import files, runs
+from lib.run.files import PROJECT, write_text_atomically
 
-RESULTS = runs.PROJECT / "benchmarks" / "results"
+RESULTS = PROJECT / "benchmarks" / "results"
 
 
 def machine(gpu: bool = False) -> str:
-    """Name the class of machine: its card for a cell that runs on one, else architecture and number of cores."""
+    """Name the class of machine: its GPU for a cell that runs on one, else architecture and number of cores."""
     return torch.cuda.get_device_name() if gpu else f"{platform.machine()}, {os.cpu_count()} cores"
 
 
@@ -37,7 +37,7 @@ def record(
         peer: what it was measured against.
         ours: seconds of every round.
         peers: seconds of the peer in the same rounds, taken in turn.
-        gpu: whether a card did the work.
+        gpu: whether a GPU did the work.
         tokens: how many were read or written in a round, where speed in tokens per second shall be shown too.
     """
     ratios = [theirs / mine for mine, theirs in zip(ours, peers, strict=True)]
@@ -71,7 +71,7 @@ def record_growth(cell: str, quantity: str, amounts: list[int], seconds: list[li
         quantity: what grew: rows, width, layers or models.
         amounts: how much of it, at least three different amounts.
         seconds: of every round, for each amount.
-        gpu: whether a card did the work.
+        gpu: whether a GPU did the work.
     """
     exponents = [exponent(amounts, list(of_round)) for of_round in zip(*seconds, strict=True)]
     row = {
@@ -101,4 +101,4 @@ def spread(name: str, values: list[float], digits: int) -> dict[str, float]:
 
 def _keep(name: str, row: dict[str, object]) -> None:
     slug = re.sub(r"\W+", "-", name.lower()).strip("-")
-    files.write_text_atomically(RESULTS / f"{slug}.csv", pd.DataFrame([row]).to_csv(index=False))
+    write_text_atomically(RESULTS / f"{slug}.csv", pd.DataFrame([row]).to_csv(index=False))

@@ -16,7 +16,9 @@ from cells import record
 from sklearn.linear_model import Ridge
 from sklearn.metrics import adjusted_rand_score
 
-from lib.diagnosis import linear, matrices, structural
+from lib.diagnosis import linear, structural
+from lib.diagnosis.kernels import PENALTIES
+from lib.diagnosis.sampling import FOLDS, grouped_folds
 
 ROWS, COMPONENTS = 16_135, 200
 RIDGE_ROWS, WIDTH, TARGETS = 4_000, 512, 10
@@ -37,7 +39,7 @@ def clustering() -> None:
     x[: ROWS // 3] = generator.normal(size=(ROWS // 3, COMPONENTS)) * 1.8
     size, samples = structural.MIN_CLUSTER_SIZE, structural.MIN_SAMPLES
     peer = hdbscan.HDBSCAN(min_cluster_size=size, min_samples=samples, approx_min_span_tree=False)
-    ours, found = timed(lambda: structural.hdbscan_labels(matrices.distances(x)))
+    ours, found = timed(lambda: structural.hdbscan_labels(x))
     theirs, expected = timed(lambda: peer.fit_predict(x))
     clusters = len(np.unique(found[found >= 0]))
     same = adjusted_rand_score(expected, found)
@@ -48,29 +50,28 @@ def clustering() -> None:
 
 
 def ridge() -> None:
-    """Compare nested cross-validation from sums with refitting every penalty in every fold."""
+    """Compare nested cross-validation from one inverse per penalty with refitting every penalty in every fold."""
     generator = np.random.default_rng(0)
     x = generator.normal(size=(RIDGE_ROWS, WIDTH))
     y = x[:, :TARGETS] + generator.normal(size=(RIDGE_ROWS, TARGETS)) * 3
-    fold = linear.grouped_folds(np.arange(RIDGE_ROWS), 0)
+    fold = grouped_folds(np.arange(RIDGE_ROWS), 0)
+
+    standard = (x - x.mean(axis=0)) / x.std(axis=0) / np.sqrt(WIDTH)
 
     def refit() -> np.ndarray:
         predicted = np.empty_like(y)
-        for outer in range(linear.FOLDS):
-            train, errors = fold != outer, np.zeros(len(linear.PENALTIES))
-            for inner in set(range(linear.FOLDS)) - {outer}:
+        for outer in range(FOLDS):
+            train, errors = fold != outer, np.zeros(len(PENALTIES))
+            for inner in set(range(FOLDS)) - {outer}:
                 fit, check = train & (fold != inner), fold == inner
-                mean, scale = x[fit].mean(axis=0), x[fit].std(axis=0)
-                for k, penalty in enumerate(linear.PENALTIES):
-                    model = Ridge(alpha=penalty * fit.sum()).fit((x[fit] - mean) / scale, y[fit])
-                    errors[k] += ((model.predict((x[check] - mean) / scale) - y[check]) ** 2).sum()
-            mean, scale = x[train].mean(axis=0), x[train].std(axis=0)
-            best = linear.PENALTIES[errors.argmin()] * train.sum()
-            model = Ridge(alpha=best).fit((x[train] - mean) / scale, y[train])
-            predicted[fold == outer] = model.predict((x[fold == outer] - mean) / scale)
+                for k, penalty in enumerate(PENALTIES):
+                    model = Ridge(alpha=penalty).fit(standard[fit], y[fit])
+                    errors[k] += ((model.predict(standard[check]) - y[check]) ** 2).sum()
+            model = Ridge(alpha=PENALTIES[errors.argmin()]).fit(standard[train], y[train])
+            predicted[fold == outer] = model.predict(standard[fold == outer])
         return predicted
 
-    ours, found = timed(lambda: linear.ridge_held_out(x, y, fold))
+    ours, found = timed(lambda: linear.ridge_held_out(x, y, fold=fold))
     theirs, expected = timed(refit)
     print(f"largest difference of a prediction {np.abs(found - expected).max():.1e}")
     record("nested ridge path, 4,000 x 512", "scikit-learn's Ridge refitted for every penalty", [ours], [theirs])

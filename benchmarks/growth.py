@@ -13,7 +13,8 @@ from cells import record_growth
 from nnsight import TransformersModel
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-from lib import residuals, runs, store
+from lib.activations import extraction, store
+from lib.run.files import PROJECT
 
 ROWS, WIDTH, LAYERS = 256, 256, 4
 GROWTH = {
@@ -27,7 +28,7 @@ ROUNDS = 2
 
 def build(width: int, layers: int) -> TransformersModel:
     """Make a random model."""
-    tokenizer = AutoTokenizer.from_pretrained(runs.PROJECT / "data/demo/models/moral-small")
+    tokenizer = AutoTokenizer.from_pretrained(PROJECT / "data/demo/models/moral-small")
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=len(tokenizer),
@@ -46,17 +47,18 @@ def seconds(models: list[TransformersModel], actions: list[str], width: int, lay
     """Return the wall time of reading all actions by all models, store included."""
     started = time.perf_counter()
     for model in models:
-        prompts = residuals.tokenize(model.tokenizer, actions)
+        prompts = extraction.tokenize(model.tokenizer, actions)
         with TemporaryDirectory() as folder:
             index = pd.DataFrame({"action": prompts.actions, "tokens": prompts.lengths})
-            target = store.create_store(Path(folder) / "store", index, layers, width, residuals.POOLINGS)
-            residuals.extract(model, prompts, target, 4096)
+            layout = {"layers": layers, "width": width, "poolings": extraction.POOLINGS}
+            target = store.create_store(Path(folder) / "store", index, **layout)
+            extraction.extract(model, prompts, store=target, token_budget=4096)
     return time.perf_counter() - started
 
 
 def main() -> None:
     """Measure, print and record."""
-    table = pd.read_csv(runs.PROJECT / "data/demo/annotations.tsv", sep="\t", keep_default_na=False)
+    table = pd.read_csv(PROJECT / "data/demo/annotations.tsv", sep="\t", keep_default_na=False)
     actions = [action for action in table["action"].drop_duplicates() if action.strip()]
     for quantity, amounts in GROWTH.items():
         times = []

@@ -22,13 +22,18 @@ import psutil
 from cells import machine, versions
 from joblib.externals.loky import get_reusable_executor
 
-from lib import files, residuals, runs, store
+from lib.activations import extraction, store
 from lib.diagnosis import layers
-from lib.foundations import CATEGORIES, FOUNDATIONS, category_of
-from lib.profiles import load_profile
+from lib.paper import CATEGORIES, FOUNDATIONS, category_of
+from lib.run.files import PROJECT, write_text_atomically
+from lib.run.parameters import DiagnosisParameters
+from lib.run.profile import load_profile
+from lib.run.validation import build
 
 ACTIONS, DIAGNOSED, WIDTH, LAYERS = 203_431, 16_135, 4_096, 36
-PAPER = load_profile("profiles/paper.yaml").stage_parameters("03_diagnosis", "qwen3-8b")
+PAPER = build(
+    DiagnosisParameters, load_profile("profiles/paper.yaml").stage_parameters("diagnosis", "qwen3-8b"), "paper"
+)
 
 
 class OneLayer(store.ActivationStore):
@@ -50,7 +55,7 @@ def make_store(directory: Path) -> None:
     drawn = generator.choice(words, (ACTIONS, 6))
     actions = [f"{' '.join(line)} {row}" for row, line in enumerate(drawn)]
     index = pd.DataFrame({"action": actions, "tokens": generator.integers(6, 30, ACTIONS)})
-    target = store.create_store(directory, index, 1, WIDTH, residuals.POOLINGS, dtype="bfloat16")
+    target = store.create_store(directory, index, layers=1, width=WIDTH, poolings=extraction.POOLINGS, dtype="bfloat16")
     scale = (np.arange(1, WIDTH + 1) ** -0.6).astype(np.float32)
     for rows in target.chunks():
         shared = generator.standard_normal((1, len(rows), WIDTH), dtype=np.float32)
@@ -58,7 +63,7 @@ def make_store(directory: Path) -> None:
 
 
 def _variants(shared: np.ndarray, generator: np.random.Generator) -> Iterator[tuple[str, np.ndarray]]:
-    for name in residuals.POOLINGS:
+    for name in extraction.POOLINGS:
         yield name, shared + 0.3 * generator.standard_normal(shared.shape, dtype=np.float32)
 
 
@@ -110,27 +115,24 @@ def _held(process: psutil.Process) -> int:
 
 
 def measure(directory: Path, layer_count: int = LAYERS) -> dict[str, object]:
-    """Diagnose so many layers; return wall and processor minutes, memory, and the number of components."""
+    """Diagnose that many layers; return wall and CPU minutes, memory, and the number of components."""
     activations = OneLayer(directory, layer_count)
-    annotations, subset = labels(activations.actions)
-    wall, processor = time.perf_counter(), sum(os.times()[:4])
+    annotations, subset = labels(activations.index["action"].tolist())
+    wall, cpu = time.perf_counter(), sum(os.times()[:4])
     with Memory() as memory:
-        tables = layers.diagnose(
-            activations, annotations, subset, "made up", "mean", PAPER["bootstrap_draws"], PAPER["permutations"],
-            PAPER["control_layers"], PAPER["probe_rows"], seed=0,
-        )  # fmt: skip
+        tables = layers.diagnose(activations, annotations, subset=subset, parameters=PAPER)
     wall = time.perf_counter() - wall
     get_reusable_executor().shutdown(wait=True)  # seconds of the processes count when they have ended
     structural = tables["structural"]
     components = structural[(structural["arm"] == "published") & (structural["metric"] == "components")]["value"]
     return {
         "layers": layer_count,
-        "control_layers": PAPER["control_layers"],
+        "control_layers": PAPER.control_layers,
         "rows": DIAGNOSED,
         "width": WIDTH,
         "components": int(components.median()),
         "wall_minutes": round(wall / 60, 1),
-        "processor_minutes": round((sum(os.times()[:4]) - processor) / 60, 1),
+        "cpu_minutes": round((sum(os.times()[:4]) - cpu) / 60, 1),
         "peak_gigabytes": round(memory.peak / 1e9, 2),
     }
 
@@ -141,7 +143,7 @@ def main() -> None:
         directory = Path(folder) / "activations"
         make_store(directory)
         row = measure(directory) | {"machine": machine(), **versions()}
-    files.write_text_atomically(runs.PROJECT / "benchmarks" / "paper_size.csv", pd.DataFrame([row]).to_csv(index=False))
+    write_text_atomically(PROJECT / "benchmarks" / "paper_size.csv", pd.DataFrame([row]).to_csv(index=False))
     print(pd.Series(row).to_string())
 
 

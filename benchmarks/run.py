@@ -1,7 +1,7 @@
 """Measure everything in ``benchmarks/`` on this machine and render one table.
 
-    python benchmarks/run.py            # the processor's cells
-    python benchmarks/run.py --gpu      # cells that need a card; modules see COMPANION_DEVICE=gpu
+    python benchmarks/run.py            # the CPU's cells
+    python benchmarks/run.py --gpu      # cells that need a GPU; modules see COMPANION_DEVICE=gpu
     python benchmarks/run.py --table    # render what is stored
 
 ``cells.csv`` lists the cells that should be there; one without a measurement says so. The table lands in
@@ -22,7 +22,7 @@ NOT_MEASURED = "not measured"
 
 def modules() -> list[Path]:
     """Every module that measures something."""
-    return sorted(path for path in HERE.glob("*.py") if path.stem not in ("cells", "run"))
+    return sorted(path for path in HERE.glob("*.py") if path.stem not in ("cells", "run", "calibrate"))
 
 
 def measured() -> pd.DataFrame:
@@ -83,7 +83,7 @@ def at_paper_size(path: Path) -> str:
     return (
         f"\nA diagnosis at the paper's size ({found['layers']} layers, {found['rows']:,} x {found['width']:,}, "
         f"{found['components']:,} components, controls clustered at {found['control_layers']} layers) took "
-        f"{found['wall_minutes']:.0f} minutes, {found['processor_minutes']:.0f} of the processor, and "
+        f"{found['wall_minutes']:.0f} minutes, {found['cpu_minutes']:.0f} of CPU time, and "
         f"{found['peak_gigabytes']:.1f} GB ({found['machine']}).\n"
     )
 
@@ -101,7 +101,7 @@ def main() -> int:
         wanted = set(expected.loc[expected["device"] == "gpu", "module"])
         chosen = [path for path in chosen if path.stem in wanted]
         if not _has_card():
-            print("no card here: the cells of a card stay as they are")
+            print("no GPU here: the cells of a GPU stay as they are")
             chosen = []
     environment = os.environ | {"COMPANION_DEVICE": "gpu" if asked.gpu else "cpu", "PYTHONPATH": str(HERE.parent)}
     for path in chosen:

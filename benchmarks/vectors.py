@@ -16,11 +16,12 @@ import numpy as np
 import pandas as pd
 from cells import record
 
-from lib import ceiling, files, runs, social_chemistry, vectors
-from lib.foundations import CATEGORIES, FOUNDATIONS
+from lib.paper import CATEGORIES, FOUNDATIONS
+from lib.run.files import PROJECT, write_parquet
+from lib.vectors import ceiling, moral_vectors, social_chemistry
 
 ROWS, BYTES = 355_922, 147_421_453
-COLUMNS = pd.read_csv(runs.PROJECT / "data/demo/annotations.tsv", sep="\t", nrows=0).columns
+COLUMNS = pd.read_csv(PROJECT / "data/demo/annotations.tsv", sep="\t", nrows=0).columns
 
 
 def generate(path: Path) -> None:
@@ -79,19 +80,20 @@ def main() -> None:
         rows = social_chemistry.read(path)
         cleaned, _ = social_chemistry.clean(rows)
         vectors_started = time.perf_counter()
-        table = vectors.annotations(cleaned, "action-agree")
+        annotations = moral_vectors.vectorise(cleaned, "action-agree")
         vectors_seconds = time.perf_counter() - vectors_started
-        exploded = vectors.exploded(table, 0)
+        exploded = moral_vectors.explode(annotations, 0)
         tables = {
-            "annotations": table,
+            "annotations": annotations,
             "exploded": exploded,
-            "subset": vectors.subset(exploded),
-            "distinct": vectors.distinct(table),
+            "subset": moral_vectors.draw_subset(exploded),
+            "distinct": moral_vectors.by_action(annotations),
         }
         several, items = social_chemistry.by_several(rows)
-        tables["ceiling"] = ceiling.ceiling(vectors.annotations(several, "action-agree"), items, 200, 0)
+        judged = moral_vectors.vectorise(several, "action-agree")
+        tables["ceiling"] = ceiling.measure_ceiling(judged, items, subset=tables["subset"], draws=200, seed=0)
         for name, frame in tables.items():
-            files.write_parquet(Path(folder) / f"{name}.parquet", frame)
+            write_parquet(Path(folder) / f"{name}.parquet", frame)
         whole = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     print(f"{len(rows):,} rows to all tables: {whole:.1f} s, peak memory of the process {peak / 1e9:.2f} GB")
@@ -99,7 +101,7 @@ def main() -> None:
     started = time.perf_counter()
     slow = row_by_row(cleaned)
     slow_seconds = time.perf_counter() - started
-    assert (slow.to_numpy() == table[list(CATEGORIES)].to_numpy()).all(), "the two ways differ"
+    assert (slow.to_numpy() == annotations[list(CATEGORIES)].to_numpy()).all(), "the two ways differ"
     record(
         "moral vectors, a file of 355,922 rows",
         "pandas, a function applied to every row",
