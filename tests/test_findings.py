@@ -1,0 +1,95 @@
+"""The findings in the repository say what their own tables say, hold no texts, and were made by committed code."""
+
+import json
+
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+from pandas.testing import assert_frame_equal
+from test_figures import same
+
+from docs import findings as pages
+from lib.plotting import redraw
+from lib.run.files import PROJECT, sha256_of_file
+from lib.run.profile import load_profile
+from lib.run.stage import DEMO_ANNOTATIONS
+from workflow import findings
+
+PROFILE = load_profile("findings/profile.yaml")
+TABLES = sorted((findings.FOLDER / "tables").rglob("*.parquet"))
+RECORDED = json.loads((findings.FOLDER / "manifest.json").read_text(encoding="utf-8"))
+
+
+def found():
+    return findings.of_profile(PROFILE, findings.FOLDER / "tables")
+
+
+def test_the_headline_follows_from_the_tables():
+    kept = pd.read_csv(findings.FOLDER / "headline.csv", keep_default_na=False, na_values=[""])
+    again = findings.headline(found())
+    numbers = ["value", "ci_low", "ci_high"]
+    assert_frame_equal(kept[numbers], again[numbers].astype(float), rtol=1e-5)
+    words = again.columns.difference(numbers)
+    assert kept[words].fillna("").astype(str).equals(again[words].fillna("").astype(str))
+
+
+def test_the_page_follows_from_the_tables():
+    assert (findings.FOLDER / "README.md").read_text(encoding="utf-8") == pages.page(found())
+
+
+def test_another_number_in_a_table_is_another_headline(monkeypatch):
+    before = findings.headline(found())
+    read = findings.Found.table
+
+    def changed(self, stage, name, model=None):
+        table = read(self, stage, name, model)
+        return table.assign(gain=table["gain"] + 0.01) if name == "decisions" else table
+
+    monkeypatch.setattr(findings.Found, "table", changed)
+    assert not findings.headline(found()).equals(before)
+
+
+def test_the_headline_figure_follows_from_its_table(tmp_path):
+    figure = redraw(findings.FOLDER / "figures" / "headline.csv")
+    figure.savefig(tmp_path / "headline.svg", metadata={"Date": None})
+    plt.close(figure)
+    assert same(findings.FOLDER / "figures" / "headline.svg", tmp_path / "headline.svg")
+
+
+def test_the_run_was_made_by_committed_code():
+    assert RECORDED["clean"] is True
+    assert len(RECORDED["commit"]) == 40
+    assert {"vectors", "comparison", "claims"} < set(RECORDED["stages"])
+    for model in PROFILE.sources:
+        assert f"diagnosis/{model}" in RECORDED["stages"]
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda path: path.relative_to(findings.FOLDER / "tables").as_posix())
+def test_a_table_is_the_one_that_the_run_wrote_and_holds_no_text(table):
+    stage = table.parent.relative_to(findings.FOLDER / "tables").as_posix()
+    if stage != ".":
+        assert RECORDED["stages"][stage]["outputs"][table.name] == sha256_of_file(table)
+    frame = pd.read_parquet(table)
+    assert not {"action", "text", "prompt", "answer", "reply"} & set(frame.columns)
+
+
+def test_no_notebook_shows_content():
+    notebooks = sorted((findings.FOLDER / "notebooks").glob("*.ipynb"))
+    assert len(notebooks) == len(PROFILE.sources) + 4
+    for path in notebooks:
+        text = path.read_text(encoding="utf-8")
+        assert "show_content = True" not in text.split("Parameters", 1)[-1][:2000]
+        assert str(PROJECT) not in text
+        assert "/tmp/" not in text
+
+
+def test_a_run_that_is_not_finished_is_not_collected(tmp_path):
+    profile = tmp_path / "profile.yaml"
+    profile.write_text(
+        f"run: never-made\nannotations: {DEMO_ANNOTATIONS}\nmodels:\n"
+        "  - {name: untrained-small, path: data/demo/models/untrained-small}\nsae_model: untrained-small\nlayers: [1]\n"
+        "prompts: data/demo/prompts.jsonl\n",
+        encoding="utf-8",
+    )
+    with pytest.raises(findings.FindingsError, match="never-made is not finished: vectors"):
+        findings.collect(str(profile))
