@@ -5,9 +5,13 @@ from functools import cache
 import pandas as pd
 import pytest
 
-from lib import profiles, runs, store
-from lib.parameters import STAGES
-from lib.sae import align, arms, evaluate, layers, train
+from lib.activations.store import open_store
+from lib.alignment import arms, controls, evaluation, tuning
+from lib.run.profile import load_profile
+from lib.run.table import STAGES
+from lib.run.validation import build
+from lib.sae import features, training
+from lib.sae.rows import reader
 
 pytestmark = pytest.mark.pipeline
 
@@ -16,25 +20,27 @@ SEEDS = (0, 1, 2)
 
 @cache
 def outcome(demo_run, model, seed):
-    """Careful latents of one demo model's autoencoder, and the table of its arms on test rows, at the demo's settings."""
+    """Features of one demo model's autoencoder, and the table of its arms on test rows, at the demo's settings."""
     annotations = pd.read_parquet(demo_run / "vectors" / "annotations.parquet")
     exploded = pd.read_parquet(demo_run / "vectors" / "exploded.parquet")
-    profile = profiles.load_profile("profiles/demo.yaml")
-    training, aligning = (
-        runs.build(STAGES[name].parameters, profile.stage_parameters(name) | {"seed": seed}, "demo")
-        for name in ("05_sparse_autoencoders", "06_feature_alignment")
+    profile = load_profile("profiles/demo.yaml")
+    of_sae, of_alignment = (
+        build(STAGES[name].parameters, profile.stage_parameters(name) | {"seed": seed}, "demo")
+        for name in ("sae", "alignment")
     )
-    activations = store.open_store(demo_run / "activations" / model)
-    rows = layers.split_rows(activations, annotations, exploded, training.layers[0], training.pooling, training.split)
-    sae, _ = train.train(rows["train"].x, rows["validation"].x, layers.training_recipe(training), model)
-    table = layers.identify(sae, rows, training.permutations, seed)
-    recipe, test = arms.alignment_recipe(aligning), rows["test"]
-    chosen = arms.selection_of("untuned", table, seed)
-    applied = {"untuned": evaluate.apply(sae, chosen, test.x)}
-    for arm in ("aligned", "shuffled"):
-        parts = [arms.labels_of(arm, rows, seed)[side][:2] for side in ("train", "validation")]
-        applied[arm] = evaluate.apply(align.align(sae, chosen, *parts, recipe, arm)[0], chosen, test.x)
-    measured = evaluate.evaluate(applied, test.x, test.vectors, test.actions, 200, seed)
+    store = open_store(demo_run / "activations" / model)
+    rows = reader(store, annotations=annotations, exploded=exploded, parameters=of_sae)(of_sae.layers[0])
+    sae, _ = training.train(rows["train"].x, rows["validation"].x, parameters=of_sae, label=model)
+    table = features.identify(sae, rows, permutations=of_sae.permutations, seed=seed)
+    test, chosen = rows["test"], arms.selection_of("untuned", table, seed=seed)
+    applied = {
+        "untuned": [evaluation.apply(sae, chosen, test.x)],
+        "ridge": [evaluation.read(controls.ridge(rows), test.x, rectified=False)],
+    }
+    for arm, labelled in {"aligned": rows, "shuffled": controls.shuffled_labels(rows, seed=seed)}.items():
+        tuned, _ = tuning.align(sae, chosen, rows=labelled, parameters=of_alignment, label=arm)
+        applied[arm] = [evaluation.apply(tuned, chosen, test.x)]
+    measured = evaluation.evaluate(applied, test, draws=200, seed=seed)
     whole = measured[(measured["category"] == "all") & (measured["arm"] == "aligned")].set_index("metric")
     return table, whole
 
@@ -42,7 +48,7 @@ def outcome(demo_run, model, seed):
 def test_only_the_moral_model_has_latents_beyond_chance(demo_run):
     moral, _ = outcome(demo_run, "moral-small", 0)
     untrained, _ = outcome(demo_run, "untrained-small", 0)
-    assert moral["careful"].sum() > 100
+    assert moral["careful"].sum() > 20
     assert moral.loc[moral["careful"], "replicated"].mean() > 0.4  # by chance 1/20
     assert untrained["careful"].sum() < 10
 
@@ -64,9 +70,16 @@ def test_alignment_of_the_untrained_model_does_not(demo_run, seed):
 
 def test_over_seeds_the_margin_between_the_two_models_is_wide(demo_run):
     means = {
-        model: sum(outcome(demo_run, model, seed)[1].loc["spearman minus shuffled", "value"] for seed in SEEDS)
+        model: sum(outcome(demo_run, model, seed)[1].loc["gradient minus untuned", "value"] for seed in SEEDS)
         / len(SEEDS)
         for model in ("moral-small", "untrained-small")
     }
-    assert means["moral-small"] > 0.08
-    assert abs(means["untrained-small"]) < 0.05
+    assert means["moral-small"] > 0.12
+    assert means["untrained-small"] < 0.02
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_even_where_alignment_works_it_is_not_told_from_its_best_control(demo_run, seed):
+    """Aligned beats shuffled labels, and yet ridge on the stream does about as well: the controls say different things."""
+    _, measured = outcome(demo_run, "moral-small", seed)
+    assert measured.loc["gradient minus best control", "ci_low"] < 0

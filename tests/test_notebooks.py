@@ -4,17 +4,18 @@ import ast
 import json
 import re
 
+import nbval_numbers
 import pytest
 
-from lib.parameters import STAGES
-from lib.provenance import PROJECT
+from lib.run.files import PROJECT
+from lib.run.table import STAGES
 
 EXPLORE = PROJECT / "notebooks" / "explore.ipynb"
 NOTEBOOKS = sorted(set((PROJECT / "notebooks").glob("*.ipynb")) - {EXPLORE})
 
 
 def test_there_is_one_notebook_a_stage():
-    assert [path.stem for path in NOTEBOOKS] == list(STAGES)
+    assert [path.stem for path in NOTEBOOKS] == [stage.notebook for stage in STAGES.values()]
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
@@ -24,6 +25,12 @@ def cells(request):
 
 def code_cells(cells):
     return [cell for cell in cells if cell["cell_type"] == "code"]
+
+
+def test_explore_is_executed_too():
+    """Its page lives in a kernel and is not kept; that its cells run is."""
+    cells = json.loads(EXPLORE.read_text(encoding="utf-8"))["cells"]
+    test_executed_once_from_top_to_bottom_without_errors(cells)
 
 
 def test_executed_once_from_top_to_bottom_without_errors(cells):
@@ -59,14 +66,14 @@ def test_skeleton(cells):
     assert "What the paper reports and what we see" in text
     assert "What could be wrong" in text
     assert "parameters" in code_cells(cells)[0]["metadata"]["tags"], "parameters come first"
-    assert "runs.parameters(" in "".join(code_cells(cells)[1]["source"]), "and are validated next"
+    assert "validated(" in "".join(code_cells(cells)[1]["source"]), "and are validated next"
 
 
 def test_every_picture_has_alternative_text(cells):
     for cell in code_cells(cells):
         for output in cell["outputs"]:
             data = output.get("data", {})
-            assert "image/png" not in data, "a figure shown without figures.publish has no alternative text"
+            assert "image/png" not in data, "a figure shown without plotting.publish has no alternative text"
             for image in re.findall(r"<img [^>]*>", "".join(data.get("text/html", []))):
                 assert re.search(r'alt="[^"]{20,}"', image)
 
@@ -88,6 +95,24 @@ def test_the_interactive_page_is_thin_and_hides_texts():
     assert not [output for cell in code_cells(cells) for output in cell["outputs"]]
 
 
-def test_tags_are_spelt_as_nbval_reads_them(cells):
-    tags = {tag for cell in cells for tag in cell["metadata"].get("tags", [])}
-    assert tags <= {"parameters", "nbval-ignore-output"}
+LEFT_OUT = {"ad08ae1f": "an answer may end a token earlier on another CPU, and this table counts tokens"}
+"""Cells whose output nbval does not compare -> why not."""
+
+
+def test_nbval_compares_the_output_of_every_cell_but_those_with_a_reason():
+    left_out = set()
+    for path in (*NOTEBOOKS, EXPLORE):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            tags, source = cell["metadata"].get("tags", []), "".join(cell["source"])
+            if set(tags) - {"parameters", "shared"} or "NBVAL" in source:
+                left_out.add(cell["id"])
+    assert left_out == LEFT_OUT.keys()
+
+
+def test_numbers_may_move_a_little_and_words_may_not():
+    kept = nbval_numbers.Text("<td>care</td><td>0.500</td><td>12</td> -1.20e-05 v1.2.3 NaN")
+    assert kept == nbval_numbers.Text(kept.replace("0.500", "0.501"))
+    for other in ("0.5", "0.530"):
+        assert (kept == nbval_numbers.Text(kept.replace("0.500", other))) == (other == "0.5")
+    for before, after in (("care", "harm"), ("12", "13"), ("-1.20e-05", "1.2"), ("1.2.3", "1.2.4"), ("NaN", "0.1")):
+        assert kept != nbval_numbers.Text(kept.replace(before, after)), before
