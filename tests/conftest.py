@@ -8,14 +8,14 @@ from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from lib import runs
+from lib.run.files import PROJECT, resolve
 
 torch.set_num_threads(1)
 # A loaded machine is no failure.
 settings.register_profile("companion", deadline=None)
 settings.load_profile("companion")
 
-REAL_DATA = runs.PROJECT.parent / "shared" / "data"
+REAL_DATA = PROJECT.parent / "shared" / "data"
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +29,7 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def demo_run() -> Path:
     """The finished demo run, which `make test` computes first."""
-    directory = runs.resolve("runs/demo")
+    directory = resolve("runs/demo")
     if not (directory / "claims" / "manifest.json").exists():
         pytest.skip("no finished demo run; `make reproduce` computes it")
     return directory

@@ -11,14 +11,14 @@ def digests(run: Path) -> dict[str, str]:
 
     Figures, notebooks and logs are left out.
     """
-    found = {}
+    digest_of = {}
     for path in sorted(run.rglob("*")):
         name = path.relative_to(run).as_posix()
-        aside = name.startswith(("figures/", "notebooks/", "logs/", "benchmarks/")) or "/." in f"/{name}"
+        aside = name.startswith(("figures/", "notebooks/", "parts/", "attempts/", "benchmarks/")) or "/." in f"/{name}"
         result = path.suffix in RESULTS or ".zarr/" in name
         if path.is_file() and result and not aside and "/logs/" not in name:
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return found
+            digest_of[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return digest_of
 
 
 def differences(first: Path, second: Path) -> list[str]:

@@ -1,6 +1,6 @@
 """Break things at every boundary of stages, run again, and compare tables with those of an undisturbed run.
 
-    python tests/faults/run.py [--kinds kill,remove] [--stages 02,05] [--workers 2]
+    python tests/faults/run.py [--kinds kill,remove] [--stages activations,sae] [--workers 2]
 
 For every stage and kind of fault: the undisturbed run is copied as it was before that stage (or, for faults of what is
 already written, after it), the fault happens, the same command is given again, and the stage's tables must be the
@@ -10,6 +10,7 @@ undisturbed ones byte for byte. Nothing else may be needed than what the README 
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -25,7 +26,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import runs_compared  # noqa: E402
 
-from lib.parameters import STAGES  # noqa: E402
+from lib.run.files import CompanionError  # noqa: E402
+from lib.run.table import STAGES  # noqa: E402
+from workflow.report import job_name  # noqa: E402
 
 PROFILE = yaml.safe_load((Path(__file__).parent / "tiny.yaml").read_text())
 REFERENCE = ROOT / "runs" / PROFILE["run"]
@@ -34,7 +37,7 @@ WAIT_SECONDS = 600
 WITHOUT_ROOTS_RIGHTS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
 
 
-class NotHere(RuntimeError):
+class NotHere(CompanionError):
     """This machine cannot stage this fault; the message says what it lacks."""
 
 
@@ -43,11 +46,13 @@ class Case:
 
     def __init__(self, kind: str, stage: str) -> None:
         self.kind, self.stage = kind, stage
-        self.name = f"faults-{kind.replace(' ', '-')}-{stage[:2]}"
+        self.name = f"faults-{kind}-{stage}"
         self.run = ROOT / "runs" / self.name
-        self.directory = self.run / STAGES[stage].directory.format(model=MODEL)
+        self.directory = self.run / STAGES[stage].directory(MODEL)
+        self.notebook = self.run / "notebooks" / f"{job_name(stage, MODEL)}.ipynb"
         self.profile = ROOT / "runs" / f".{self.name}.yaml"
         self.log = ROOT / "runs" / f".{self.name}.log"
+        self.must_stay: tuple[Path, int] | None = None
 
     def prepare(self, finished: bool) -> None:
         """Copy the undisturbed run, with or without this stage."""
@@ -55,19 +60,18 @@ class Case:
         self.profile.write_text(yaml.safe_dump(PROFILE | {"run": self.name}))
         if not finished:
             shutil.rmtree(self.directory)
+            self.notebook.unlink()
 
     def command(self) -> list[str]:
-        """The command that makes this stage, as Snakemake gives it to anyone."""
-        target = (self.directory / "manifest.json").relative_to(ROOT).as_posix()
-        return [
-            sys.executable, "-m", "snakemake", target, "--cores", "1", "--nolock", "--rerun-triggers", "mtime",
-            "--rerun-incomplete", "--keep-incomplete", "--quiet", "all", "--config", f"profile={self.profile}",
-        ]  # fmt: skip
+        """What a user types, and types again after the fault."""
+        return ["make", "--no-print-directory", "reproduce", f"PROFILE={self.profile.relative_to(ROOT)}", "CORES=1"]
 
     def start(self, prefix: tuple[str, ...] = ()) -> psutil.Popen:
         """Start the command in the background."""
         with self.log.open("a") as log:
-            return psutil.Popen([*prefix, *self.command()], cwd=ROOT, stdout=log, stderr=log)
+            return psutil.Popen(
+                [*prefix, *self.command()], cwd=ROOT, stdout=log, stderr=log, start_new_session=True, preexec_fn=_hear
+            )
 
     def must_fail(self, saying: str, prefix: tuple[str, ...] = ()) -> None:
         """Give the command where it cannot work; it must stop and say why."""
@@ -79,8 +83,10 @@ class Case:
     def again(self) -> list[str]:
         """Give the command once more; returns what differs from the undisturbed run."""
         status = self.start().wait(WAIT_SECONDS)
-        different = [name for name in runs_compared.differences(REFERENCE, self.run)]
-        return ([f"exit status {status}"] if status else []) + different
+        failed = [f"exit status {status}"] if status else []
+        if self.must_stay and self.must_stay[0].stat().st_mtime_ns != self.must_stay[1]:
+            failed.append("what was finished was computed again")
+        return failed + runs_compared.differences(REFERENCE, self.run)
 
     def begun(self, process: psutil.Popen) -> None:
         """Wait until the stage has begun to compute."""
@@ -96,11 +102,16 @@ class Case:
         self.log.unlink(missing_ok=True)
 
 
-def _until(true: Callable[[], bool], what: str) -> None:
+def _hear() -> None:
+    """Let a command be interrupted even where this suite runs in the background, whose children would not hear of it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _until(true: Callable[[], bool], event: str) -> None:
     deadline = time.monotonic() + WAIT_SECONDS
     while not true():
         if time.monotonic() > deadline:
-            raise RuntimeError(f"waited too long for {what}")
+            raise RuntimeError(f"waited too long for {event}")
         time.sleep(0.05)
 
 
@@ -118,6 +129,49 @@ def kill(case: Case) -> None:
     process.wait()
 
 
+def kill_while_drawing(case: Case) -> None:
+    """Everything dies after the stage is finished and before its figures are drawn; nothing is computed again."""
+    case.prepare(finished=False)
+    process = case.start()
+    manifest = case.directory / "manifest.json"
+    _until(lambda: manifest.exists() or not process.is_running(), "the stage to finish")
+    for each in [*process.children(recursive=True), process]:
+        if each.is_running():
+            each.kill()
+    process.wait()
+    case.must_stay = (manifest, manifest.stat().st_mtime_ns)
+
+
+def interrupt(case: Case) -> None:
+    """Ctrl-C: the terminal interrupts the whole process group; nothing may stay behind, and no second pass starts."""
+    case.prepare(finished=False)
+    process = case.start()
+    case.begun(process)
+    family = process.children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)
+    process.wait(WAIT_SECONDS)
+    if left := [each.pid for each in family if _lives(each)]:
+        raise AssertionError(f"processes stay behind: {left}")
+    if "Stopped. The same command goes on from here." not in case.log.read_text(errors="replace"):
+        raise AssertionError("the interruption was not said")
+
+
+def kill_the_command(case: Case) -> None:
+    """Only the command itself is killed; what it started must end by itself."""
+    case.prepare(finished=False)
+    process = case.start()
+    case.begun(process)
+    family = process.children(recursive=True)
+    starter = next(each for each in family if "workflow.start" in each.cmdline())
+    starter.kill()
+    _until(lambda: not any(_lives(each) for each in family), "jobs to end")
+    process.wait(WAIT_SECONDS)
+
+
+def _lives(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
 def cut(case: Case) -> None:
     """The kernel loses its connection: papermill dies, and nothing may stay behind."""
     case.prepare(finished=False)
@@ -128,7 +182,7 @@ def cut(case: Case) -> None:
         if each.is_running() and "papermill" in each.cmdline():
             each.kill()
     process.wait(WAIT_SECONDS)
-    if left := [each.pid for each in family if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]:
+    if left := [each.pid for each in family if _lives(each) and "snakemake" not in " ".join(each.cmdline())]:
         raise AssertionError(f"processes stay behind: {left}")
 
 
@@ -189,7 +243,7 @@ def _largest_result(case: Case) -> Path:
 
 
 def _verify(case: Case) -> None:
-    command = [sys.executable, "-m", "lib.integrity", str(case.profile)]
+    command = [sys.executable, "-m", "workflow.verify", str(case.profile)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     if (case.directory / "manifest.json").exists():
         raise AssertionError("the damage was not noticed")
@@ -197,6 +251,9 @@ def _verify(case: Case) -> None:
 
 KINDS: dict[str, Callable[[Case], None]] = {
     "kill": kill,
+    "draw": kill_while_drawing,
+    "interrupt": interrupt,
+    "orphan": kill_the_command,
     "cut": cut,
     "full": fill_disk,
     "revoke": revoke,
@@ -231,20 +288,19 @@ def main() -> int:
     """Run the undisturbed pipeline, then every fault at every boundary, and count."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", default=",".join(KINDS))
-    parser.add_argument("--stages", default=",".join(stage[:2] for stage in STAGES))
+    parser.add_argument("--stages", default=",".join(STAGES))
     parser.add_argument("--workers", type=int, default=2)
     asked = parser.parse_args()
-    reference = [sys.executable, "-m", "snakemake", "--cores", "all", "--quiet", "all", "--rerun-incomplete"]
     profile = (Path(__file__).parent / "tiny.yaml").relative_to(ROOT)
-    subprocess.run([*reference, "--config", f"profile={profile}"], cwd=ROOT, check=True)
-    stages = [stage for stage in STAGES if stage[:2] in asked.stages.split(",")]
+    subprocess.run(["make", "reproduce", f"PROFILE={profile}"], cwd=ROOT, check=True)
+    stages = [stage for stage in STAGES if stage in asked.stages.split(",")]
     cases = [(kind, stage) for kind in asked.kinds.split(",") for stage in stages]
     started = time.monotonic()
     outcomes = []
     with ThreadPoolExecutor(asked.workers) as pool:
         for (kind, stage), outcome in zip(cases, pool.map(lambda case: survive(*case), cases), strict=True):
             outcomes.append(outcome)
-            print(f"{kind:8} {stage:22} {outcome}", flush=True)
+            print(f"{kind:8} {stage:12} {outcome}", flush=True)
     tried = [outcome for outcome in outcomes if not outcome.startswith("skipped")]
     survived = tried.count("survived")
     print(

@@ -27,10 +27,9 @@ VICTIM = "diagnosis"
 """Rule of the job that is killed while it computes."""
 
 
-def snakemake(profile: Path, *arguments: str, environment: dict[str, str] | None = None) -> int:
-    """Run Snakemake on a profile and return its exit status."""
-    triggers = ["--rerun-triggers", "mtime", "params", "input", "--quiet", "host", "rules", "reason"]
-    command = [sys.executable, "-m", "snakemake", *arguments, *triggers, "--config", f"profile={profile}"]
+def start(profile: Path, *arguments: str, environment: dict[str, str] | None = None) -> int:
+    """Run a profile as `make reproduce` and `make slurm` do, and return the exit status."""
+    command = [sys.executable, "-m", "workflow.start", str(profile), *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment).returncode
 
 
@@ -94,7 +93,7 @@ def main() -> int:
     source = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "profiles" / "demo.yaml")
     content = yaml.safe_load(source.read_text())
     local, run = content["run"], f"{content['run']}-slurm"
-    if snakemake(source, "--cores", "all"):
+    if start(source, "--cores", "all"):
         print("the local run failed")
         return 1
     with tempfile.TemporaryDirectory() as scratch:
@@ -106,7 +105,7 @@ def main() -> int:
             trouble = Trouble(run, environment)
             trouble.start()
             started = time.monotonic()
-            status = snakemake(
+            status = start(
                 profile, "--profile", "profiles/slurm", "--jobs", "2", "--slurm-status-command", "squeue",
                 "--slurm-init-seconds-before-status-checks", "5", "--seconds-between-status-checks", "5",
                 "--slurm-no-account", "--default-resources", "slurm_partition='left,right'", "--latency-wait", "10",
