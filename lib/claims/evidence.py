@@ -192,16 +192,20 @@ def _furthest(claim: str, part: pd.DataFrame) -> Row:
     return row | {"ci_low": values["ci_low"], "ci_high": values["ci_high"]}
 
 
-def of_decisions(headlines: pd.DataFrame, *, model: str, twin: str | None, variant: str) -> Iterator[Row]:
+def of_decisions(
+    headlines: pd.DataFrame, beside_twin: pd.DataFrame, *, model: str, twin: str | None, variant: str
+) -> Iterator[Row]:
     """What a model adds to words, beside its strongest control that reads words and beside its untrained twin.
 
     Args:
         headlines: the decisions of stage 03 on all models, as notebook 04 brings them together.
+        beside_twin: models less their untrained twins, paired, as :func:`lib.comparison.twins.contrasts` returns them.
         model: the one that the ledger reads.
         twin: the same model untrained; None if the run has none, and then no claim that needs it is decided.
         variant: base, instruct, ... of the model, by the registry.
     """
     decided = {name: rows.set_index("kind") for name, rows in headlines.groupby("model")}
+    paired = beside_twin[(beside_twin["model"] == model) & (beside_twin["twin"] == twin)].set_index("kind")
     unknown = dict.fromkeys(("value", "low", "high"), np.nan)
     for claim, kind in (("R1-distinguish", "categorical"), ("R1-human", "dimensional")):
         ours = decided[model].loc[kind]
@@ -209,18 +213,20 @@ def of_decisions(headlines: pd.DataFrame, *, model: str, twin: str | None, varia
         over, low = ours["control_gain"], ours["control_low"]
         contrasts = {str(ours["control"]): {"value": over, "low": low, "high": 2 * over - low}, TWIN: unknown}
         controls = {str(ours["control"]): unknown | {"value": ours["gain"] - over}, TWIN: unknown}
-        if twin in decided:
+        if kind in paired.index:
             controls[TWIN] = _gain(decided[twin].loc[kind])
-            contrasts[TWIN] = difference(_gain(ours), controls[TWIN])
+            contrasts[TWIN] = _less_twin(paired.loc[kind])
         yield from beside(row, controls, contrasts)
-    base = decided[model].loc["categorical"]
-    if variant == "base" and twin in decided:
-        gained = difference(_gain(base), _gain(decided[twin].loc["categorical"]))
-        yield measured(
-            "R2-pretraining", {name: gained[name] / (1 if name == "n" else base["margin"]) for name in gained}
-        )
+    if variant == "base" and "categorical" in paired.index:
+        gained, margin = _less_twin(paired.loc["categorical"]), decided[model].loc["categorical", "margin"]
+        in_margins = {name: value / margin for name, value in gained.items()}
+        yield measured("R2-pretraining", in_margins | {"n": paired.loc["categorical", "n"]})
     else:
         yield from silent(["R2-pretraining"], "it takes a base model and its untrained twin")
+
+
+def _less_twin(contrast: pd.Series) -> Measured:
+    return {"value": contrast["difference"], "low": contrast["ci_low"], "high": contrast["ci_high"]}
 
 
 def _gain(decision: pd.Series) -> Measured:

@@ -43,6 +43,11 @@ def contrasts(gains: Mapping[str, pd.DataFrame], *, twins: Mapping[str, str], se
     return pd.DataFrame(rows, columns=CONTRAST)
 
 
+def twin_of(model: str, twins: Mapping[str, str]) -> str | None:
+    """Return the untrained twin of a model, of several the one that was named last; None if it has none."""
+    return next((twin for twin, of in reversed(twins.items()) if of == model), None)
+
+
 def _least_certain(own: pd.DataFrame, of_twin: pd.DataFrame, seed: int) -> dict[str, Any]:
     differences = np.subtract.outer(own["gain"].to_numpy(), of_twin["gain"].to_numpy())
     without = own[WITHOUT].to_numpy()[:, None] - of_twin[WITHOUT].to_numpy()[None]

@@ -155,6 +155,10 @@ class OfModels(InRun):
     """Stages that read all models of a run."""
 
     models: list[Name] = Field(min_length=1, description="short names of the models of this run")
+    twins: dict[Name, Name] = Field(
+        {},
+        description="untrained twin -> the model that it is of: a control, never one of the models that a claim is about",
+    )
 
 
 class Shown(Parameters):

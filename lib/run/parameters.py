@@ -123,10 +123,6 @@ class ComparisonKeys(Seeded):
 class ComparisonParameters(ComparisonKeys, OfModels):
     """Parameters of notebook 04."""
 
-    twins: dict[Name, Name] = Field(
-        {}, description="untrained twin -> the model that it is of: controls, which are in no regression"
-    )
-
 
 class SAEKeys(Seeded, Permuted, Split, Pooled, Layered):
     """Keys of stage 05."""
@@ -270,9 +266,6 @@ class ClaimsKeys(Layered):
     """Keys of stage 09."""
 
     claims: str = Field("data/published_claims.csv", description="table of the claims of the paper and of its rivals")
-    untrained_twin: str | None = Field(
-        None, description="model of the run that is sae_model with random weights; by default the one that is like it"
-    )
 
 
 class ClaimsParameters(ClaimsKeys, OfModels):

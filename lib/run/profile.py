@@ -65,6 +65,9 @@ class Profile(
         min_length=1, description="models, each with name and one of path, hub, gguf, like"
     )
     sae_model: Name = Field(description="the model that gets autoencoders, is aligned, steered and judged")
+    untrained_twin: str | None = Field(
+        None, description="model of the run that is sae_model with random weights; by default the one that is like it"
+    )
     threads: PositiveInt = Field(1, description="CPU cores that one job uses")
     gpu: str | None = Field(
         None,
@@ -100,7 +103,6 @@ class Profile(
             "model": model,
             "models": list(self.sources),
             "twins": self.twins,
-            "untrained_twin": next((twin for twin, of in reversed(self.twins.items()) if of == self.sae_model), None),
             "model_source": source.source,
             "revision": source.revision,
             "trust_remote_code": source.trust_remote_code,

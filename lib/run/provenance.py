@@ -43,7 +43,7 @@ def identity_of(
         "inputs": {key: sha256_of(path) for key, path in inputs.items()},
         "packages": {package: importlib.metadata.version(package) for package in PACKAGES},
         "facts": dict(facts),
-        "code": code_hash(notebook),
+        "code": code_hash(notebook_code(notebook)),
     }
 
 
@@ -128,9 +128,9 @@ def notebook_code(notebook: str) -> str:
     return "\n".join("".join(cell["source"]) for cell in code if "parameters" not in cell["metadata"].get("tags", []))
 
 
-def modules_used_by(notebook: str) -> list[Path]:
-    """Return the modules of ``lib`` that decide a notebook's numbers: what it imports, directly or through others."""
-    waiting = _imports(notebook_code(notebook))
+def modules_used_by(code: str) -> list[Path]:
+    """Return the modules of ``lib`` that decide what ``code`` computes: what it imports, directly or through others."""
+    waiting = _imports(code)
     reached: set[Path] = set()
     while waiting:
         path = waiting.pop()
@@ -144,10 +144,10 @@ def modules_used_by(notebook: str) -> list[Path]:
     return sorted(reached)
 
 
-def code_hash(notebook: str) -> str:
-    """Return one hash of the code that decides a notebook's numbers: its own, and that of the modules of ``lib`` it uses."""
-    modules = {short(path): syntax_hash(path.read_text(encoding="utf-8")) for path in modules_used_by(notebook)}
-    return sha256_of_json(modules | {"notebook": syntax_hash(notebook_code(notebook))})
+def code_hash(code: str) -> str:
+    """Return one hash of what decides the numbers that ``code``, a notebook's, computes: itself and what it uses of ``lib``."""
+    modules = {short(path): syntax_hash(path.read_text(encoding="utf-8")) for path in modules_used_by(code)}
+    return sha256_of_json(modules | {"notebook": syntax_hash(code)})
 
 
 @lru_cache(maxsize=256)

@@ -6,6 +6,7 @@ import torch
 from activations.families import FAMILIES, hooked_streams, random_model
 
 from lib.activations import extraction, sources
+from lib.comparison.twins import twin_of
 from lib.run.files import PROJECT
 from lib.run.profile import load_profile
 from lib.run.validation import ParameterError
@@ -76,9 +77,9 @@ def test_a_template_makes_one_more_reading_of_a_model_and_its_twin_has_the_same(
     }
     twins = {"asked-untrained": "asked", "bare-untrained": "asked", "untrained-small": "moral-small"}
     assert profile.twins == profile.stage_parameters("comparison")["twins"] == twins
-    assert profile.stage_parameters("claims")["untrained_twin"] == "untrained-small"
+    assert twin_of("moral-small", profile.stage_parameters("claims")["twins"]) == "untrained-small"
     asked = profile.model_copy(update={"sae_model": "asked", "untrained_twin": None})
-    assert asked.stage_parameters("claims")["untrained_twin"] == "bare-untrained"
+    assert twin_of("asked", asked.stage_parameters("claims")["twins"]) == "bare-untrained"
     assert of["asked"]["model_source"] == of["moral-small"]["model_source"] == of["bare-untrained"]["model_source"]
 
 

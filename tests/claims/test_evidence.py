@@ -264,30 +264,44 @@ def headline(model, gain, decision, low=0.05, control=0.1):
     return [row | {"kind": kind} for kind in ("categorical", "dimensional")]
 
 
-def rivals(ours, *others, twin="untrained", variant="base"):
-    frame = pd.DataFrame([row for rows_ in (ours, *others) for row in rows_])
-    return decided(evidence.of_decisions(frame, model="m", twin=twin, variant=variant))
+def less_twin(difference, half=0.02, twin="untrained"):
+    row = {"model": "m", "twin": twin, "difference": difference, "n": 100}
+    row |= {"ci_low": difference - half, "ci_high": difference + half}
+    return pd.DataFrame([row | {"kind": kind} for kind in ("categorical", "dimensional")])
+
+
+def rivals(ours, beside_twin, twin="untrained", variant="base"):
+    of_twin = 0.12 - beside_twin["difference"].iloc[0]
+    frame = pd.DataFrame([*ours, *headline("untrained", of_twin, "undecided")])
+    return decided(evidence.of_decisions(frame, beside_twin, model="m", twin=twin, variant=variant))
 
 
 def test_signal_beyond_words_is_reproduced_only_above_words_and_the_untrained_twin():
-    strong = headline("m", 0.12, "signal beyond words")
-    twin, near = headline("untrained", 0.0, "undecided"), headline("untrained", 0.11, "signal beyond words")
-    assert rivals(strong, twin).loc["R1-distinguish", "decision"] == ledger.REPRODUCED
+    strong, far, near = headline("m", 0.12, "signal beyond words"), less_twin(0.12), less_twin(0.01)
+    assert rivals(strong, far).loc["R1-distinguish", "decision"] == ledger.REPRODUCED
     assert rivals(strong, near).loc["R1-distinguish", "decision"] == ledger.EXPLAINED
     assert rivals(strong, near).loc["R1-distinguish", "against"] == "untrained twin"
-    assert rivals(strong, twin=None).loc["R1-human", "decision"] == ledger.INCONCLUSIVE, "no twin was run"
-    words = rivals(headline("m", 0.12, "signal beyond words", low=-0.01, control=0.01), twin).loc["R1-human"]
+    assert rivals(strong, far, twin=None).loc["R1-human", "decision"] == ledger.INCONCLUSIVE, "no twin was run"
+    words = rivals(headline("m", 0.12, "signal beyond words", low=-0.01, control=0.01), far).loc["R1-human"]
     assert (words["decision"], words["against"]) == (ledger.INCONCLUSIVE, "TF-IDF as vectors")
-    weak = rivals(headline("m", 0.0, "equivalent to words"), twin).loc["R1-human", "decision"]
+    weak = rivals(headline("m", 0.0, "equivalent to words"), far).loc["R1-human", "decision"]
     assert weak == ledger.DIFFERS
 
 
+def test_the_contrast_to_the_twin_is_the_paired_one():
+    """The intervals of both gains overlap; paired, replicate by replicate, the model is clearly above its twin."""
+    strong = headline("m", 0.12, "signal beyond words")
+    found = rivals(strong, less_twin(0.03, half=0.01)).loc["R1-distinguish"]
+    assert found["decision"] == ledger.REPRODUCED
+    assert rivals(strong, less_twin(0.03, half=0.04)).loc["R1-distinguish", "decision"] != ledger.REPRODUCED
+
+
 def test_pretraining_needs_a_base_model_and_its_twin():
-    strong, twin = headline("m", 0.12, "signal beyond words"), headline("untrained", 0.0, "undecided")
-    found = rivals(strong, twin).loc["R2-pretraining"]
+    strong = headline("m", 0.12, "signal beyond words")
+    found = rivals(strong, less_twin(0.12)).loc["R2-pretraining"]
     assert (found["decision"], found["ours"]) == (ledger.REPRODUCED, pytest.approx(6))
-    assert rivals(strong, twin, variant="instruct").loc["R2-pretraining", "decision"] == ledger.NOT_RUN
-    assert rivals(strong, twin=None).loc["R2-pretraining", "decision"] == ledger.NOT_RUN
+    assert rivals(strong, less_twin(0.12), variant="instruct").loc["R2-pretraining", "decision"] == ledger.NOT_RUN
+    assert rivals(strong, less_twin(0.12), twin=None).loc["R2-pretraining", "decision"] == ledger.NOT_RUN
 
 
 # ------------------------------------------------------------------------- autoencoders and alignment

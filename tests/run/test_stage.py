@@ -9,7 +9,7 @@ import pytest
 
 from lib.run.files import PROJECT, CompanionError, resolve, sha256_of_file, write_parquet
 from lib.run.parameters import ActivationsParameters, SAEParameters, VectorsParameters
-from lib.run.provenance import MismatchError, code_hash, modules_used_by, syntax_hash
+from lib.run.provenance import MismatchError, code_hash, modules_used_by, notebook_code, syntax_hash
 from lib.run.stage import MissingStageError, current_part, share
 from lib.run.stage import open_stage as open_any
 from lib.run.table import STAGES
@@ -201,7 +201,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 @pytest.mark.parametrize("stage", STAGES.values(), ids=lambda stage: stage.name)
 def test_the_identity_of_a_stage_holds_its_own_code_and_no_later_stages(stage):
-    used = {path.relative_to(PROJECT).as_posix() for path in modules_used_by(stage.notebook)}
+    used = {path.relative_to(PROJECT).as_posix() for path in modules_used_by(notebook_code(stage.notebook))}
     rooms = {path.split("/")[1] for path in used if path.count("/") > 1}
     assert stage.name in rooms
     assert not {later.name for later in STAGES.values() if later.number > stage.number} & rooms
@@ -211,11 +211,12 @@ def test_the_identity_of_a_stage_holds_its_own_code_and_no_later_stages(stage):
 
 
 def test_changed_code_is_another_identity(tmp_path, monkeypatch):
-    before = code_hash("02_activations")
+    code = notebook_code("02_activations")
+    before = code_hash(code)
     module = tmp_path / "extraction.py"
     module.write_text("PADDING = 2")
-    monkeypatch.setattr("lib.run.provenance.modules_used_by", lambda notebook: [module])
-    assert code_hash("02_activations") != before
+    monkeypatch.setattr("lib.run.provenance.modules_used_by", lambda code: [module])
+    assert code_hash(code) != before
 
 
 CODE = 'def f(x):\n    """Say."""\n    return x + 1\n'
@@ -249,12 +250,12 @@ def test_an_edited_cell_is_another_identity(tmp_path, monkeypatch):
     notebook = json.loads((PROJECT / "notebooks" / "04_comparison.ipynb").read_text())
     (tmp_path / "notebooks").mkdir()
     path = tmp_path / "notebooks" / "04_comparison.ipynb"
-    monkeypatch.setattr("lib.run.provenance.modules_used_by", lambda notebook: [])
+    monkeypatch.setattr("lib.run.provenance.modules_used_by", lambda code: [])
     monkeypatch.setattr("lib.run.provenance.PROJECT", tmp_path)
 
     def hashed(cells):
         path.write_text(json.dumps(notebook | {"cells": cells}))
-        return code_hash("04_comparison")
+        return code_hash(notebook_code("04_comparison"))
 
     first = hashed(notebook["cells"])
     edited = [dict(cell) for cell in notebook["cells"]]
