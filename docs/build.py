@@ -22,6 +22,7 @@ import nbformat
 import pandas as pd
 
 from docs import findings
+from docs.both_sides import both_sides
 from docs.errors import errors_page
 from docs.markdown import markdown_table
 from lib.claims.ledger import DEMO_STANDING, FILE, NOT_RUN, SCIENTIFIC, summary
@@ -105,6 +106,7 @@ def stage_sources(notebooks: Path, figures: Path, source: Path) -> None:
     write(source / "generated" / "ledger.md", ledger_page(table))
     write(source / "generated" / "edition.md", edition_page(is_demo(table)))
     write(source / "generated" / "finding.md", findings.front_page())
+    write(source / "generated" / "both_sides.md", both_sides(findings.committed().table("claims", "claims"), table))
     write(source / "generated" / "examples.md", examples_page())
     write(source / "generated" / "keys.md", keys_page())
     write(source / "generated" / "errors.md", errors_page())

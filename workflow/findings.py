@@ -37,7 +37,7 @@ FOLDER = PROJECT / "findings"
 TABLES = {
     "vectors": ("ceiling", "dropped"),
     "diagnosis": ("categorical", "gradient", "structural", "dimensional", "cosine", "gains", "decisions"),
-    "comparison": ("headlines", "regressions", "pairs"),
+    "comparison": ("headlines", "twins", "regressions", "pairs"),
     "sae": ("quality",),
     "alignment": ("alignment", "similarity", "tuned"),
     "steering": ("perplexity",),
