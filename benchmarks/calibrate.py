@@ -1,176 +1,76 @@
 """How often is the decision on indifference wrong? Worlds whose truth is known, through the code of stage 03.
 
     python benchmarks/calibrate.py                        # make calibrate: goes on where it stopped
-    python benchmarks/calibrate.py --runs 20 --minutes 30
+    python benchmarks/calibrate.py --runs 20 --minutes 30 --processes 2
 
-A world is a set of actions made of words, labels, and a model's representation. In every world words tell part of the label.
-In a world with an *effect* the representation also holds a part of the label that no word tells; in a *confounded* one it
-holds words, length or topic as strongly as it can, and nothing else of the label. Each run is kept in
-``build/calibration``; rates over all of them are written to ``benchmarks/calibration.csv`` and drawn beside it.
+What each run of a world (:mod:`benchmarks.worlds`) decided is added to ``benchmarks/calibration_runs.csv``, which is kept
+with the code: a calibration takes hours, and the next sitting, or another machine, goes on with it. Runs of other code are
+made again. Rates over all of them are written to ``benchmarks/calibration.csv`` and drawn beside it.
 """
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
+from joblib import Parallel, delayed, parallel_config
 from matplotlib.figure import Figure
+from statsmodels.stats.proportion import proportion_confint
 from tqdm.auto import tqdm
 
-from lib.diagnosis.decisions import EQUIVALENT, MEASURES, SIGNAL, UNDECIDED, decide
-from lib.diagnosis.dimensional import Probed
-from lib.diagnosis.kinds import kinds_of
-from lib.diagnosis.measurement import Reading, measure
-from lib.paper import CATEGORIES, FOUNDATIONS
-from lib.run.files import PROJECT, replacing, short
-from lib.run.parameters import DiagnosisKeys
+from benchmarks.worlds import MARGINS, WORLDS, World, run
+from lib.diagnosis.decisions import EQUIVALENT, MEASURES, SIGNAL, UNDECIDED
+from lib.diagnosis.figures import COLOURS_OF_LINES
+from lib.run.files import replacing, short
+from lib.run.provenance import code_hash, sha256_of_json
 
-RUNS = PROJECT / "build" / "calibration"
-RESULT = Path(__file__).parent / "calibration.csv"
-PERMUTATIONS = 60
-"""Fewer than a run's default: a p of .05 needs 19, and a calibration repeats everything many times."""
-
-WORDS_SHARE = 0.25
-"""Of the label's variance that words tell, in every world."""
-
-TYPICALITIES = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
+HERE = Path(__file__).parent
+RUNS = HERE / "calibration_runs.csv"
+RESULT = HERE / "calibration.csv"
 COLUMNS = [
     "decision", "world", "effect", "rows", "width", "runs", "rate_signal", "rate_equivalent", "rate_undecided", "coverage",
 ]  # fmt: skip
+LARGE = 3_000
+"""Rows from which a world gets a quarter of the runs."""
 
 
-class World(NamedTuple):
-    """A world: what the representation holds beside noise, and how much of the label's variance no word tells."""
-
-    name: str
-    effect: float
-    rows: int
-    width: int
-    layers: int
+def identity() -> str:
+    """Return what decides a run beside its world and seed, as a hash: the worlds, the code of the diagnosis, the margins."""
+    worlds = (HERE / "worlds.py").read_text(encoding="utf-8")
+    return sha256_of_json({"code": code_hash(worlds), "margins": MARGINS})[:16]
 
 
-WORLDS = [
-    *(World("effect", effect, rows, 64, 2) for rows in (1_000, 3_000) for effect in (0.0, 0.05, 0.15, 0.4)),
-    *(World(confound, 0.0, 1_000, 64, 2) for confound in ("words", "length", "topic")),
-    *(World("effect", effect, 1_000, 512, 2) for effect in (0.0, 0.15)),
-    *(World("effect", effect, 1_000, 64, 6) for effect in (0.0, 0.15)),
-]
+def kept(path: Path, code: str) -> pd.DataFrame:
+    """Return the runs in ``path`` that were made by ``code``, a row per world, seed and kind."""
+    runs = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=[*World._fields, "seed", "code"])
+    return runs[runs["code"] == code]
 
 
-class Drawn(NamedTuple):
-    """A world once drawn: the diagnosis subset, annotations, actions, tokens, and the representations of every layer."""
-
-    subset: pd.DataFrame
-    probed: Probed
-    actions: np.ndarray
-    tokens: np.ndarray
-    streams: list[np.ndarray]
+def missing(runs: pd.DataFrame, seeds: int) -> list[tuple[World, int]]:
+    """Return the worlds and seeds that ``runs`` lack, seed by seed; a large world, which takes long, at every fourth seed."""
+    done = {(World(*values), seed) for *values, seed in runs[[*World._fields, "seed"]].itertuples(index=False)}
+    asked = [(world, seed) for seed in range(seeds) for world in WORLDS if world.rows < LARGE or seed % 4 == 0]
+    return [one for one in asked if one not in done]
 
 
-def draw(world: World, seed: int) -> Drawn:
-    """Draw a world: labels from words, from what no word tells and from an annotator's noise; streams from what they hold."""
-    generator = np.random.default_rng([seed, world.rows, world.width])
-    n = world.rows
-    # One action in eight comes twice, as annotations of one action do.
-    action = np.where(generator.random(n) < 0.125, generator.integers(0, n, n), np.arange(n))
-    told, untold = generator.standard_normal((2, n))[:, action]
-    topic = generator.integers(0, len(FOUNDATIONS), n)[action]
-    length = generator.integers(4, 16, n)[action]
-    lean = 0.5 * np.where(topic % 2, 1, -1) * (world.name == "topic") + 0.08 * (length - 9.5) * (world.name == "length")
-    spread = np.sqrt(max(0.0, 1 - WORDS_SHARE - world.effect))
-    label = np.sqrt(WORDS_SHARE) * told + np.sqrt(world.effect) * untold + lean + spread * generator.standard_normal(n)
-    texts = _texts(told, topic, length, np.random.default_rng(seed))
-    texts = np.array([texts[index] for index in action], dtype=object)
-    held = _held(world, texts, untold=untold, topic=topic, length=length, generator=generator)
-    return Drawn(
-        *_labelled(label, topic, texts), texts_twice(texts), np.tile(length, 2), [np.tile(x, (2, 1)) for x in held]
-    )
+def made(todo: list[tuple[World, int]], *, processes: int, minutes: float) -> Iterator[pd.DataFrame]:
+    """Yield the runs of ``todo`` as they end, each in one thread of ``processes``; none is begun after ``minutes``."""
+    deadline = time.monotonic() + 60 * minutes
+    os.environ["TQDM_DISABLE"] = "1"  # of the processes that start now; this one has read it already
 
+    def begun() -> Iterator[tuple[World, int]]:
+        for world, seed in todo:
+            if time.monotonic() > deadline:
+                return
+            yield delayed(run)(world, seed)
 
-def texts_twice(texts: np.ndarray) -> np.ndarray:
-    """Return the actions of the subset, then the same as those of the annotations behind the dimensions."""
-    return np.concatenate([texts, texts])
-
-
-def _texts(told: np.ndarray, topic: np.ndarray, length: np.ndarray, generator: np.random.Generator) -> list[str]:
-    """Write an action: words of its topic, words that lean as what they tell, and filler, as many as its length."""
-    texts = []
-    for index, (value, about, count) in enumerate(zip(told, topic, length, strict=True)):
-        good = generator.binomial(3, 1 / (1 + np.exp(-1.5 * value)))
-        words = [f"good{generator.integers(8)}" for _ in range(good)] + [
-            f"bad{generator.integers(8)}" for _ in range(3 - good)
-        ]
-        words += [f"topic{about}x{generator.integers(10)}"]
-        words += [f"filler{generator.integers(200)}" for _ in range(max(0, count - len(words) - 1))]
-        texts.append(" ".join([*words, f"n{index}"]))
-    return texts
-
-
-def _held(
-    world: World,
-    texts: np.ndarray,
-    *,
-    untold: np.ndarray,
-    topic: np.ndarray,
-    length: np.ndarray,
-    generator: np.random.Generator,
-) -> Iterator[np.ndarray]:
-    """Yield what each layer holds, [rows, width]: words as an average of vectors, length, topic, the effect, and noise."""
-    names = sorted({word for text in texts for word in text.split()[:-1]})
-    vectors = dict(zip(names, generator.standard_normal((len(names), world.width)), strict=True))
-    words = np.array([np.mean([vectors[word] for word in text.split()[:-1]], axis=0) for text in texts])
-    directions = generator.standard_normal((3, world.width)) / np.sqrt(world.width)
-    topics = generator.standard_normal((len(FOUNDATIONS), world.width))[topic]
-    strong = {name: 3.0 if world.name == name else 1.0 for name in ("words", "length", "topic")}
-    for _ in range(world.layers):
-        x = strong["words"] * words + strong["topic"] * topics / np.sqrt(world.width)
-        x = x + strong["length"] * np.outer(10 / length, directions[0])
-        # A layer holds the untold part with noise of its own, so that no layer tells it all.
-        shown = untold + 0.5 * generator.standard_normal(len(untold))
-        x = x + (world.effect > 0) * 3 * np.outer(shown, directions[1])
-        yield (x + 0.3 * generator.standard_normal(x.shape)).astype(np.float32)
-
-
-def _labelled(label: np.ndarray, topic: np.ndarray, texts: np.ndarray) -> tuple[pd.DataFrame, Probed]:
-    """Cut the label into a virtue's or a vice's typicality, or none, and write the moral vectors."""
-    size = np.abs(label)
-    level = np.digitize(size, np.quantile(size, [0.2, 0.4, 0.55, 0.7, 0.85, 0.95]))
-    typicality = np.array([0.0, *TYPICALITIES])[level]
-    polarity = np.where(level == 0, "neutral", np.where(label > 0, "virtue", "vice"))
-    foundation = np.array(FOUNDATIONS)[topic]
-    subset = pd.DataFrame({"foundation": foundation, "polarity": polarity, "typicality": typicality})
-    columns = {name: index for index, name in enumerate(CATEGORIES)}
-    vectors = np.zeros((len(label), len(CATEGORIES)))
-    for row, (name, pole, value) in enumerate(zip(foundation, polarity, typicality, strict=True)):
-        if pole != "neutral":
-            vectors[row, columns[name.split("-")[int(pole == "vice")]]] = value
-    return subset, Probed(vectors, texts, foundation)
-
-
-def run(world: World, seed: int, *, permutations: int = PERMUTATIONS) -> pd.DataFrame:
-    """Decide on one drawn world: a row per kind with ``decision, gain, ci_low, ci_high, p`` and which world it is.
-
-    ``gain`` and its interval are those of the first layer, where no choice of layer was made.
-    """
-    drawn = draw(world, seed)
-    margins = {m.kind: DiagnosisKeys.model_fields[f"{m.kind}_margin"].default for m in MEASURES}
-    measured = measure(
-        kinds_of(drawn.subset, drawn.probed, actions=drawn.actions, permutations=permutations, seed=seed),
-        actions=drawn.actions,
-        tokens=drawn.tokens,
-        readings=[Reading(layer, "last") for layer in range(world.layers)],
-        read=lambda reading: drawn.streams[reading.layer],
-        width=world.width,
-        seed=seed,
-    )
-    first = measured[measured["layer"] == 0].set_index("kind")
-    table = decide(measured, margins)[["kind", "decision", "p"]].join(first[["gain", "ci_low", "ci_high"]], on="kind")
-    return table.assign(**world._asdict(), seed=seed)
+    with parallel_config("loky", n_jobs=processes, inner_max_num_threads=1):
+        parallel = Parallel(return_as="generator_unordered", pre_dispatch=processes, batch_size=1)
+        yield from tqdm(parallel(begun()), desc="calibration", unit="run", total=len(todo))
 
 
 def summary(runs: pd.DataFrame) -> pd.DataFrame:
@@ -179,7 +79,7 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
     ``coverage`` is the share of intervals, of the gain at the first layer, that hold the mean gain over all runs of the world.
     """
     rows = []
-    for (kind, *world), part in runs.groupby(["kind", "name", "effect", "rows", "width", "layers"]):
+    for (kind, *world), part in runs.groupby(["kind", *World._fields]):
         truth = part["gain"].mean()
         covered = part["ci_low"].le(truth) & part["ci_high"].ge(truth)
         rates = [(part["decision"] == decision).mean() for decision in (SIGNAL, EQUIVALENT, UNDECIDED)]
@@ -188,41 +88,79 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+def sentences(table: pd.DataFrame) -> str:
+    """Say what the calibration found, from the numbers of :func:`summary`; intervals are exact binomial ones of 95%."""
+    null = table[table["effect"] == 0]
+    worst = null.loc[null["rate_signal"].idxmax()]
+    moderate = table[(table["effect"] == 0.15) & (table["rows"] == table["rows"].max())]
+    power = "; ".join(f"{row.decision} {_rate(row.rate_signal, row.runs)}" for row in moderate.itertuples())
+    found = null["rate_signal"] @ null["runs"] / null["runs"].sum()
+    return (
+        f"In worlds without effect, confounded ones among them, the decision was *signal* in {_rate(found, null['runs'].sum())} "
+        f"of {null['runs'].sum():,} decisions; in the worst of them, {worst['world']} ({worst['decision']}, "
+        f"{worst['rows']:,} rows, width {worst['width']}), in {_rate(worst['rate_signal'], worst['runs'])} of {worst['runs']}. "
+        f"With an effect of .15 of the label's variance and {moderate['rows'].max():,} rows it was found in: {power}. "
+        f"Nominal 95% intervals of a gain held it in {table['coverage'] @ table['runs'] / table['runs'].sum():.1%} of runs."
+    )
+
+
+def _rate(rate: float, runs: int) -> str:
+    low, high = proportion_confint(round(rate * runs), runs, method="beta")
+    return f"{rate:.1%} ({max(low, 0):.1%} to {high:.1%})"
+
+
 def figure(table: pd.DataFrame) -> Figure:
     """How often each decision says signal, by the true effect; 5% is dotted, and every world without effect should lie below."""
-    drawn, axes = plt.subplots(1, len(MEASURES), figsize=(9, 2.8), sharey=True, layout="constrained")
+    drawn, axes = plt.subplots(1, len(MEASURES), figsize=(9, 3.2), sharey=True, layout="constrained")
     for ax, measure_ in zip(axes, MEASURES, strict=True):
         part = table[table["decision"] == measure_.kind]
-        for (rows, width), line in part[part["world"] == "effect"].groupby(["rows", "width"]):
-            ax.plot(line["effect"], line["rate_signal"], marker="o", label=f"{rows:,} rows, width {width}")
+        lines = part[part["world"] == "effect"].groupby(["rows", "width"])
+        for index, ((rows, width), line) in enumerate(lines):
+            where = line["effect"] + 0.006 * index  # side by side, so that intervals do not hide each other
+            ax.errorbar(
+                where, line["rate_signal"], yerr=_bars(line), marker="o", markersize=4, linewidth=1,
+                color=COLOURS_OF_LINES[index], label=f"{rows:,} rows, width {width}",
+            )  # fmt: skip
         other = part[(part["world"] != "effect") & (part["effect"] == 0)]
-        ax.scatter(np.zeros(len(other)), other["rate_signal"], marker="x", color="0.3", label="confounded")
+        ax.errorbar(
+            -0.01 * (1 + other.reset_index().index), other["rate_signal"], yerr=_bars(other), fmt="x", color="0.3",
+            linewidth=1, label="confounded, or 6 layers",
+        )  # fmt: skip
         ax.axhline(0.05, linestyle=":", color="0.5")
-        ax.set(title=measure_.kind, xlabel="share of the label\nthat no word tells", ylim=(-0.03, 1.03))
-    axes[0].set_ylabel("share of runs with a signal")
-    axes[-1].legend(fontsize="x-small", frameon=False)
+        ax.set(title=measure_.kind, xlabel="share of the label's variance\nthat no word tells", ylim=(-0.03, 1.03))
+    axes[0].set_ylabel("share of runs decided as signal")
+    drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return drawn
+
+
+def _bars(table: pd.DataFrame) -> list[pd.Series]:
+    rate, runs = table["rate_signal"], table["runs"]
+    low, high = proportion_confint((rate * runs).round(), runs, method="beta")
+    return [(rate - low).fillna(0), (high - rate).fillna(0)]
 
 
 def main() -> int:
     """Run the worlds in turn until each has its runs or the time is over, then write the rates and the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=100, help="of every world")
-    parser.add_argument(
-        "--minutes", type=float, default=float("inf"), help="stop after this time; the next call goes on"
-    )
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this time")
+    parser.add_argument("--processes", type=int, default=-1, help="runs side by side; all cores unless given")
     asked = parser.parse_args()
-    started, todo = time.monotonic(), [(seed, world) for seed in range(asked.runs) for world in WORLDS]
-    for seed, world in tqdm(todo, desc="calibration", unit="run"):
-        path = RUNS / f"{'-'.join(map(str, world))}.{seed}.csv"
-        if not path.exists() and time.monotonic() - started < 60 * asked.minutes:
-            with replacing(path) as temporary:
-                run(world, seed).to_csv(temporary, index=False)
-    runs = pd.concat([pd.read_csv(path) for path in sorted(RUNS.glob("*.csv"))], ignore_index=True)
+    code = identity()
+    runs = kept(RUNS, code)
+    for one in made(missing(runs, asked.runs), processes=asked.processes, minutes=asked.minutes):
+        runs = pd.concat([runs, one.assign(code=code)], ignore_index=True)
+        runs = runs.sort_values(["seed", *World._fields, "kind"], ignore_index=True)
+        with replacing(RUNS) as temporary:
+            runs.to_csv(temporary, index=False, float_format="%.5g")
     table = summary(runs)
     table.to_csv(RESULT, index=False, float_format="%.3f")
     figure(table).savefig(RESULT.with_suffix(".svg"), metadata={"Date": None})
-    print(f"{len(runs) // len(MEASURES)} of {len(todo)} runs; {short(RESULT)}")
+    left = len(missing(runs, asked.runs))
+    print(
+        f"{len(runs) // len(MEASURES)} runs made, {left} of {asked.runs} a world to go: {short(RUNS)}, {short(RESULT)}"
+    )
+    print(sentences(table))
     return 0
 
 

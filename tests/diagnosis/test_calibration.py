@@ -3,8 +3,10 @@
 import pandas as pd
 import pytest
 
-from benchmarks.calibrate import COLUMNS, World, draw, run, summary
-from lib.diagnosis.decisions import EQUIVALENT, SIGNAL, UNDECIDED
+from benchmarks import calibrate
+from benchmarks.calibrate import COLUMNS, RESULT, RUNS, kept, missing, sentences, summary
+from benchmarks.worlds import WORLDS, World, draw, run
+from lib.diagnosis.decisions import EQUIVALENT, MEASURES, SIGNAL, UNDECIDED
 
 
 def decisions(world, seed=0):
@@ -44,3 +46,38 @@ def test_rates_and_coverage_are_counted():
         "coverage": pytest.approx(0.75),
         "runs": 4,
     }
+
+
+def decided(world, seed, code="now"):
+    rows = [{"kind": measure.kind, "decision": UNDECIDED} for measure in MEASURES]
+    return pd.DataFrame(rows).assign(**world._asdict(), seed=seed, code=code)
+
+
+def test_a_calibration_goes_on_with_the_runs_that_are_kept_and_makes_those_of_other_code_again(tmp_path):
+    path = tmp_path / "runs.csv"
+    assert len(missing(kept(path, "now"), 1)) == len(WORLDS)
+    pd.concat([decided(WORLDS[0], 0), decided(WORLDS[1], 0, code="before")]).to_csv(path, index=False)
+    todo = missing(kept(path, "now"), 2)
+    assert (WORLDS[0], 0) not in todo
+    assert (WORLDS[1], 0) in todo
+    assert (WORLDS[0], 1) in todo
+    large = next(world for world in WORLDS if world.rows >= calibrate.LARGE)
+    assert [seed for world, seed in missing(kept(path, "now"), 9) if world == large] == [0, 4, 8]
+
+
+def test_the_sentences_follow_from_the_table():
+    rows = [("gradient", "effect", 0.0, 1_000, 64, 100, 0.02, 0.5, 0.48, 0.95),
+            ("gradient", "length", 0.0, 1_000, 64, 50, 0.10, 0.4, 0.5, 0.95),
+            ("gradient", "effect", 0.15, 3_000, 64, 10, 0.8, 0.0, 0.2, 0.95)]  # fmt: skip
+    said = sentences(pd.DataFrame(rows, columns=COLUMNS))
+    assert "4.7% (1.9% to 9.4%) of 150 decisions" in said  # binomial test's exact interval of 7 in 150
+    assert "length (gradient, 1,000 rows, width 64), in 10.0%" in said
+    assert "3,000 rows it was found in: gradient 80.0% (44.4% to 97.5%)" in said
+    assert "held it in 95.0%" in said
+
+
+def test_the_committed_rates_are_those_of_the_committed_runs():
+    runs = pd.read_csv(RUNS)
+    assert runs["code"].nunique() == 1
+    assert not runs.duplicated([*World._fields, "seed", "kind"]).any()
+    pd.testing.assert_frame_equal(summary(runs), pd.read_csv(RESULT), atol=5.1e-4)
