@@ -37,6 +37,9 @@ COLUMNS = [
 LARGE = 3_000
 """Rows from which a world gets a quarter of the runs."""
 
+MODERATE = 0.15
+"""Share of the label's variance that no word tells, and that a useful decision finds."""
+
 
 def identity() -> str:
     """Return what decides a run beside its world and seed, as a hash: the worlds, the code of the diagnosis, the margins."""
@@ -92,14 +95,15 @@ def sentences(table: pd.DataFrame) -> str:
     """Say what the calibration found, from the numbers of :func:`summary`; intervals are exact binomial ones of 95%."""
     null = table[table["effect"] == 0]
     worst = null.loc[null["rate_signal"].idxmax()]
-    moderate = table[(table["effect"] == 0.15) & (table["rows"] == table["rows"].max())]
+    moderate = table[table["effect"] == MODERATE]
+    moderate = moderate[moderate["rows"] == moderate["rows"].max()]
     power = "; ".join(f"{row.decision} {_rate(row.rate_signal, row.runs)}" for row in moderate.itertuples())
     found = null["rate_signal"] @ null["runs"] / null["runs"].sum()
     return (
         f"In worlds without effect, confounded ones among them, the decision was *signal* in {_rate(found, null['runs'].sum())} "
         f"of {null['runs'].sum():,} decisions; in the worst of them, {worst['world']} ({worst['decision']}, "
         f"{worst['rows']:,} rows, width {worst['width']}), in {_rate(worst['rate_signal'], worst['runs'])} of {worst['runs']}. "
-        f"With an effect of .15 of the label's variance and {moderate['rows'].max():,} rows it was found in: {power}. "
+        f"With an effect of {MODERATE:g} of the label's variance and {moderate['rows'].max():,} rows it was found in: {power}. "
         f"Nominal 95% intervals of a gain held it in {table['coverage'] @ table['runs'] / table['runs'].sum():.1%} of runs."
     )
 
