@@ -1,6 +1,7 @@
 """One lock for all groups of packages, installed the same way by make and by conda; and the two commands exist."""
 
 import ast
+import json
 import re
 import shutil
 import subprocess
@@ -73,6 +74,15 @@ def test_conda_installs_the_same_versions_as_make():
     assert pip == ["-c requirements.lock", "-e .[lab,book]"]
     conda = [entry.split("=")[0] for entry in environment["dependencies"] if isinstance(entry, str)]
     assert not set(conda) & LOCK.keys(), "a package pinned twice can disagree with itself"
+
+
+def test_a_dev_container_makes_the_environment_of_lab_with_torch_of_the_lock():
+    container = json.loads((PROJECT / ".devcontainer" / "devcontainer.json").read_text())
+    version, last = re.fullmatch(r".*torch==(\S+) .* && make (\S+)", container["postCreateCommand"]).groups()
+    assert f"=={version}" == str(LOCK["torch"].specifier)
+    # A target that make knows: asked to be made anew, it installs the group of `make lab`.
+    planned = subprocess.run(["make", "-nB", last], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    assert INSTALLS.findall(planned) == ["", "lab"]
 
 
 INSTALLS = re.compile(r'pip install .*-c requirements\.lock -e "?\.(?:\[(\w+)\])?"?$', re.MULTILINE)
