@@ -18,7 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib.activations import extraction, models, store
+from lib.activations import extraction, models, pipeline, store
 
 OF_MODEL = {"layers": 3, "width": 32, "poolings": extraction.POOLINGS, "rows_per_chunk": 10}
 """The store of the tiny model."""
@@ -291,21 +291,27 @@ def test_a_chunk_is_written_while_the_next_one_is_read(tiny_model, tmp_path, mon
 def test_an_error_of_the_writer_stops_the_reading_at_once(tiny_model, tmp_path, monkeypatch):
     model = models.open_model(str(tiny_model))
     prompts = extraction.tokenize(model.tokenizer, ACTIONS)
-    failed, forward, read = threading.Event(), extraction.pooled_residuals, []
+    reads_next, forward, read, begun = threading.Event(), extraction.pooled_residuals, [], []
+    write = pipeline.Writer.write
 
     def full(self, chunk, pooled, **budget):
-        failed.set()
+        assert reads_next.wait(60)
         raise store.StoreError("the disk is full")
 
-    def after_the_failure(model, prompts, rows):
+    def kept(self, chunk, batches, **budget):
+        write(self, chunk, batches, **budget)
+        begun.append(self.writing)
+
+    def until_it_failed(model, prompts, rows):
         read.append(rows)
         if rows.start == 10:
-            assert failed.wait(60)
-            time.sleep(0.2)
+            reads_next.set()
+            assert isinstance(begun[0].exception(timeout=60), store.StoreError)
         return forward(model, prompts, rows=rows)
 
     monkeypatch.setattr(store.ActivationStore, "write_chunk", full)
-    monkeypatch.setattr(extraction, "pooled_residuals", after_the_failure)
+    monkeypatch.setattr(pipeline.Writer, "write", kept)
+    monkeypatch.setattr(extraction, "pooled_residuals", until_it_failed)
     with pytest.raises(store.StoreError, match="the disk is full"):
         filled(tmp_path, model, prompts, 40)  # a prompt per batch
     assert read[-1] == range(10, 11)
