@@ -1,13 +1,15 @@
 """Look inside a model at one action: its ten similarities, its neighbours among annotated actions, its path, its latents.
 
-Everything is read from a finished run; only what the typed action needs is computed. ``explore.page("profiles/demo.yaml")``
-shows the page in a notebook: plain HTML and SVG instead of drawn figures, so that an answer comes within a second.
+Beside the similarities stand those of the model's untrained twin and of the words alone. Everything is read from a finished run;
+only what the typed action needs is computed. ``explore.page("profiles/demo.yaml")`` shows the page in a notebook: plain HTML and
+SVG instead of drawn figures, so that an answer comes within a second.
 """
 
 import contextlib
 import functools
 import html
 import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,10 +18,13 @@ import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 import torch
+from tqdm.notebook import tqdm
 
 from lib.activations import extraction, models
 from lib.activations.store import ActivationStore, open_store
+from lib.comparison.twins import twin_of
 from lib.diagnosis.categorical import prototypes
+from lib.diagnosis.controls import words_only
 from lib.diagnosis.layers import with_labels
 from lib.paper import CATEGORIES, COLOURS, POOLINGS, TEMPLATE
 from lib.run.files import CompanionError, resolve
@@ -28,6 +33,8 @@ from lib.sae import files
 from lib.steering.generation import Decoding, answer_batch, layer_devices
 from lib.steering.interventions import Intervention
 from lib.steering.loading import ArmLoader
+
+Progress = Callable[[Iterable[int]], Iterator[int]]
 
 DECODING = Decoding(max_new_tokens=16, temperature=0.0, top_p=1.0, repetition_penalty=1.1)
 """Short and greedy: the same question has the same answer."""
@@ -42,6 +49,7 @@ class View(NamedTuple):
 
     Attributes:
         similarities: cosine of the centred action to the ten prototypes, [10]; nan where a category has no prototype.
+        words: the same of the words without a model: each a fixed random vector, averaged.
         human: mean moral vector of the nearest annotated actions, [10], 0 to 1.
         nearest: those actions: ``id``, ``action``, ``cosine``.
         path: the ten similarities at every layer, [layer, 10].
@@ -49,6 +57,7 @@ class View(NamedTuple):
     """
 
     similarities: np.ndarray
+    words: np.ndarray
     human: np.ndarray
     nearest: pd.DataFrame
     path: np.ndarray
@@ -83,11 +92,28 @@ class Explorer:
         folders = self.alignment.glob("layer_*/aligned/cfg.json")
         return sorted(int(path.parts[-3].removeprefix("layer_")) for path in folders)
 
-    def look(self, action: str, *, layer: int, pooling: str) -> View:
+    def look(self, action: str, *, layer: int, pooling: str, progress: Progress = iter) -> View:
         """Read any text inside the model's prompt and compare it with what annotators said of actions near it.
 
-        No text, or a layer or pooling that the run does not have, is an ``ExplorerError``.
+        No text, or a layer or pooling that the run does not have, is an ``ExplorerError``. ``progress`` wraps the layers, whose
+        prototypes are read the first time.
         """
+        stream = self._read(action, layer=layer, pooling=pooling)
+        layers = progress(range(self.store.layers))
+        path = np.stack([similarities(stream[i], self.reference(i, pooling)) for i in layers])
+        x = words_only([*self.subset["action"], action], self.store.width, seed=0)
+        words = similarities(x[-1], reference_of(x[:-1], self.subset))
+        nearest = self._nearest(stream[layer], layer=layer, pooling=pooling)
+        human = nearest[list(CATEGORIES)].mean().to_numpy()
+        latents = self._latents(stream[layer], layer=layer, pooling=pooling)
+        return View(path[layer], words, human, nearest[["id", "action", "cosine"]], path, latents)
+
+    def similarities(self, action: str, *, layer: int, pooling: str) -> np.ndarray:
+        """Return the ten similarities of a text alone, [10], as the page shows of an untrained twin; errors as :meth:`look`."""
+        return similarities(self._read(action, layer=layer, pooling=pooling)[layer], self.reference(layer, pooling))
+
+    def _read(self, action: str, *, layer: int, pooling: str) -> np.ndarray:
+        """Return what every layer holds of a text, [layer, width], if this run has the layer and the pooling."""
         if not action.strip():
             raise ExplorerError("type an action first, such as: returning a lost purse")
         layers, poolings = range(self.store.layers), self.store.poolings
@@ -95,12 +121,7 @@ class Explorer:
             raise ExplorerError(f"this run has layers 0 to {layers[-1]} and poolings {', '.join(poolings)}")
         prompts = extraction.tokenize(self.model.tokenizer, [action.strip()], template=self.template)
         pooled = extraction.pooled_residuals(self.model, prompts, rows=range(1)).cpu().numpy()
-        stream = pooled[POOLINGS.index(pooling), :, 0]
-        path = np.stack([similarities(stream[i], self.reference(i, pooling)) for i in layers])
-        nearest = self._nearest(stream[layer], layer=layer, pooling=pooling)
-        human = nearest[list(CATEGORIES)].mean().to_numpy()
-        latents = self._latents(stream[layer], layer=layer, pooling=pooling)
-        return View(path[layer], human, nearest[["id", "action", "cosine"]], path, latents)
+        return pooled[POOLINGS.index(pooling), :, 0]
 
     def answers(self, text: str, *, layer: int, steered: bool) -> dict[str, str]:
         """Answer a text, and once more steered if asked; a layer without an aligned autoencoder is an ``ExplorerError``."""
@@ -122,10 +143,7 @@ class Explorer:
         """Return the mean and the prototypes of the diagnosis subset; a category without typical rows has none (nan)."""
         if (layer, pooling) not in self.references:
             x = self.store.read(layer, pooling, self.store.rows_of(self.subset["action"]))
-            centre, typical = x.mean(axis=0), self.subset["is_prototype"].to_numpy(bool)
-            categories = self.subset.loc[typical, "category"].to_numpy(object)
-            means = prototypes(x[typical] - centre, categories, minimum=1)[0]
-            self.references[layer, pooling] = Reference(centre, means)
+            self.references[layer, pooling] = reference_of(x, self.subset)
         return self.references[layer, pooling]
 
     def _nearest(self, stream: np.ndarray, *, layer: int, pooling: str) -> pd.DataFrame:
@@ -165,15 +183,15 @@ def open_explorer(profile: Profile, model: str) -> Explorer:
     opened = models.open_model(values["model_source"], dtype=profile.dtype, **origin)
     store = open_store(run / "activations" / model)
     of_action = of_action[of_action.index.isin(store.index["action"])]
-    return Explorer(
-        opened,
-        store,
-        of_action.reset_index(),
-        subset,
-        sae=run / "sae" / model,
-        alignment=run / "alignment" / model,
-        template=values["template"],
-    )
+    folders = {"sae": run / "sae" / model, "alignment": run / "alignment" / model}
+    return Explorer(opened, store, of_action.reset_index(), subset, **folders, template=values["template"])
+
+
+def reference_of(x: np.ndarray, subset: pd.DataFrame) -> Reference:
+    """Return the mean of representations [rows, width] of the diagnosis subset, and prototypes of its centred typical rows."""
+    centre, typical = x.mean(axis=0), subset["is_prototype"].to_numpy(bool)
+    categories = subset.loc[typical, "category"].to_numpy(object)
+    return Reference(centre, prototypes(x[typical] - centre, categories, minimum=1)[0])
 
 
 def similarities(stream: np.ndarray, reference: Reference) -> np.ndarray:
@@ -183,9 +201,6 @@ def similarities(stream: np.ndarray, reference: Reference) -> np.ndarray:
 
 def _unit(x: np.ndarray) -> np.ndarray:
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
-
-
-# ---------------------------------------------------------------------------------------------- the page
 
 
 def page(profile: str, show_content: bool = False) -> widgets.Widget:
@@ -201,13 +216,22 @@ def page(profile: str, show_content: bool = False) -> widgets.Widget:
     texts = widgets.Checkbox(show_content, description="show the texts of annotated actions", indent=False)
     steered = widgets.Checkbox(description="answer, with and without steering", indent=False)
     button, result = widgets.Button(description="Look", button_style="primary"), widgets.HTML()
+    waiting = widgets.HBox()
+
+    def progress(layers: Iterable[int]) -> Iterator[int]:
+        bar = tqdm(layers, desc="prototypes", unit="layer", display=False)
+        waiting.children = [bar.container]
+        yield from bar
+        waiting.children = []
 
     def look(_: Any) -> None:
         started, shown = time.perf_counter(), ""
         try:
-            asked = explorer(model.value)
-            view = asked.look(action.value, layer=layer.value, pooling=pooling.value)
-            shown = render(view, layer=layer.value, show_content=texts.value)
+            where = {"layer": layer.value, "pooling": pooling.value}
+            asked, twin = explorer(model.value), twin_of(model.value, loaded.twins)
+            view = asked.look(action.value, progress=progress, **where)
+            of_twin = explorer(twin).similarities(action.value, **where) if twin else None
+            shown = render(view, layer=layer.value, show_content=texts.value, twin=of_twin)
             if steered.value:
                 answers = pd.Series(asked.answers(action.value, layer=layer.value, steered=True)).replace("", "(empty)")
                 shown += "<h4>Answer</h4>" + _table("answers", answers.reset_index(), header=False)
@@ -228,15 +252,22 @@ def page(profile: str, show_content: bool = False) -> widgets.Widget:
         control.observe(look, "value")
     rows = ([model, layer, pooling], [texts, steered, button])
     boxes = [widgets.HBox(row, layout=widgets.Layout(flex_flow="row wrap")) for row in rows]
-    return widgets.VBox([action, *boxes, result])
+    return widgets.VBox([action, *boxes, waiting, result])
 
 
-def render(view: View, *, layer: int, show_content: bool) -> str:
-    """Write what a model holds of one action as HTML: bars, path, neighbours and latents."""
-    bars = {
-        "": CATEGORIES,
-        "model: cosine to the prototype": map(_bar, view.similarities, COLOURS.values()),
-        "annotators: nearest annotated actions": map(_bar, view.human, COLOURS.values()),
+def render(view: View, *, layer: int, show_content: bool, twin: np.ndarray | None = None) -> str:
+    """Write what a model holds of one action as HTML: bars, path (with ``layer`` marked), neighbours and latents.
+
+    ``twin`` holds the similarities of the model's untrained twin, [10], if the run has one.
+    """
+    columns = {
+        "model: cosine to the prototype": view.similarities,
+        "its untrained twin": twin,
+        "words alone": view.words,
+        "annotators: nearest annotated actions": view.human,
+    }
+    bars = {"": CATEGORIES} | {
+        name: map(_bar, values, COLOURS.values()) for name, values in columns.items() if values is not None
     }
     near = view.nearest.rename(columns={"action": "text"})[["id", "cosine", "text"]]
     largest = view.latents["category"] + view.latents["correlation"].map(" ({:+.2f})".format)

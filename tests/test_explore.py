@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from lib import explore
+from lib.diagnosis.controls import words_only
 from lib.paper import CATEGORIES
 from lib.run.files import PROJECT
 from lib.run.profile import load_profile
@@ -56,7 +57,8 @@ def test_similarities_are_cosines_after_centring():
 def view():
     nearest = pd.DataFrame([("id_1", "a <secret> action", 0.9)], columns=["id", "action", "cosine"])
     latents = pd.DataFrame([(7, 1.5, "harm", 0.3)], columns=["latent", "activation", "category", "correlation"])
-    return explore.View(np.linspace(-1, 1, 10), np.linspace(0, 1, 10), nearest, np.zeros((3, 10)), latents)
+    bars = np.linspace(-1, 1, 10), np.linspace(-0.5, 0.5, 10), np.linspace(0, 1, 10)
+    return explore.View(*bars, nearest, np.zeros((3, 10)), latents)
 
 
 def test_texts_are_hidden_unless_asked_for():
@@ -68,7 +70,16 @@ def test_texts_are_hidden_unless_asked_for():
 
 def test_pictures_have_a_text():
     text = explore.render(view(), layer=1, show_content=False)
-    assert text.count("<svg") == text.count("aria-label") == 21
+    assert text.count("<svg") == text.count("aria-label") == 31
+
+
+def test_the_twin_stands_beside_the_model_where_the_run_has_one():
+    alone, beside = (
+        explore.render(view(), layer=1, show_content=False, twin=twin) for twin in (None, np.full(10, 0.77))
+    )
+    assert "untrained twin" not in alone
+    assert "its untrained twin" in beside
+    assert beside.count("0.77") == 20, "ten bars and their texts"
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +98,22 @@ def test_an_annotated_action_is_nearest_to_itself(moral):
     assert view.similarities.tolist() == view.path[2].tolist()
     assert (view.latents["activation"] > 0).all()
     assert view.latents["activation"].is_monotonic_decreasing
+
+
+@pytest.mark.pipeline
+def test_words_and_twin_are_compared_with_prototypes_of_their_own(demo_run, moral):
+    """Oracle: the controls of stage 03 and the twin's own store, taken by hand."""
+    action, row = moral.annotations.loc[17, "action"], moral.subset
+    x = words_only([*row["action"], action], moral.store.width, seed=0)
+    rows, own = x[:-1] - x[:-1].mean(axis=0), x[-1] - x[:-1].mean(axis=0)
+    care = rows[(row["is_prototype"] & (row["category"] == "care")).to_numpy()].mean(axis=0)
+    expected = care @ own / np.linalg.norm(care) / np.linalg.norm(own)
+    words = moral.look(action, layer=2, pooling="mean").words
+    assert words[CATEGORIES.index("care")] == pytest.approx(expected, abs=1e-4)
+    twin = explore.open_explorer(load_profile(DEMO), "untrained-small")
+    stored = twin.store.read(1, "mean")[twin.store.rows_of([action])][0]
+    there = twin.similarities(action, layer=1, pooling="mean")
+    assert there == pytest.approx(explore.similarities(stored, twin.reference(1, "mean")), abs=1e-4)
 
 
 @pytest.mark.pipeline
@@ -172,6 +199,8 @@ def test_the_page_in_jupyterlab(lab):
         page.enter()
         page.until("!!document.querySelector('table.similarities')", "nothing was looked at")
         assert page.run("document.querySelectorAll('table.similarities tr').length") == 11
+        heads = page.run("[...document.querySelectorAll('table.similarities th')].map(cell => cell.textContent)")
+        assert {"its untrained twin", "words alone"} < set(heads)
         assert page.run("document.querySelectorAll('svg.path polyline').length") == 10
         assert page.run("document.querySelectorAll('table.latents tr').length") > 1
         texts = "[...document.querySelectorAll('table.nearest tr td:last-child')].map(cell => cell.textContent)"
