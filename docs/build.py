@@ -21,7 +21,8 @@ from typing import Any
 import nbformat
 import pandas as pd
 
-from docs import findings
+from benchmarks import calibrate
+from docs import findings, interactive
 from docs.both_sides import both_sides
 from docs.errors import errors_page
 from docs.markdown import markdown_table
@@ -43,6 +44,8 @@ COPIES = {
     "figures/pipeline.svg": "pipeline.svg",
     "profiles/examples": "examples",
     "findings": "findings",
+    "benchmarks/calibration.svg": "benchmarks/calibration.svg",
+    "benchmarks/calibration.csv": "benchmarks/calibration.csv",
 }
 """What is staged beside ``docs/``: path below the project root -> path in the book."""
 
@@ -105,8 +108,12 @@ def stage_sources(notebooks: Path, figures: Path, source: Path) -> None:
     table = pd.read_csv(ledger)
     write(source / "generated" / "ledger.md", ledger_page(table))
     write(source / "generated" / "edition.md", edition_page(is_demo(table)))
+    found = findings.committed()
     write(source / "generated" / "finding.md", findings.front_page())
-    write(source / "generated" / "both_sides.md", both_sides(findings.committed().table("claims", "claims"), table))
+    write(source / "generated" / "both_sides.md", both_sides(found.table("claims", "claims"), table))
+    write(source / "generated" / "interactive.md", interactive.page(found))
+    shutil.copy(interactive.SCRIPT, source / "_static")
+    write(source / "generated" / "calibration.md", calibrate.page())
     write(source / "generated" / "examples.md", examples_page())
     write(source / "generated" / "keys.md", keys_page())
     write(source / "generated" / "errors.md", errors_page())

@@ -152,6 +152,17 @@ def test_searching_works_from_disk(site, chromium):
     chromium.until("document.querySelectorAll('#search-results li a').length > 2", "the search found nothing")
 
 
+def test_a_figure_to_explore_is_drawn_and_its_menu_changes_it(site, chromium):
+    chromium.size(1280, 900)
+    chromium.open((site / "interactive.html").as_uri())
+    label = "document.querySelector('#gains .ytitle').textContent"
+    assert chromium.run(label) == "gain, area under the curve"
+    chromium.run(
+        "Plotly.update('gains', ...document.getElementById('gains').layout.updatemenus[0].buttons[3].args).then(() => 1)"
+    )
+    chromium.until(f"{label} == 'gain, R squared'", "the menu changes nothing")
+
+
 def test_light_and_dark(site, chromium):
     colours = {}
     for scheme in ("light", "dark"):
