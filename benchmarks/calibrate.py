@@ -37,6 +37,8 @@ COLUMNS = [
 LARGE = 3_000
 """Rows from which a world gets a quarter of the runs."""
 
+ALT = "Share of simulated runs decided as signal, by the true effect, one panel per kind of indifference; 5% is dotted."
+
 MODERATE = 0.15
 """Share of the label's variance that no word tells, and that a useful decision finds."""
 
@@ -105,6 +107,18 @@ def sentences(table: pd.DataFrame) -> str:
         f"{worst['rows']:,} rows, width {worst['width']}), in {_rate(worst['rate_signal'], worst['runs'])} of {worst['runs']}. "
         f"With an effect of {MODERATE:g} of the label's variance and {moderate['rows'].max():,} rows it was found in: {power}. "
         f"Nominal 95% intervals of a gain held it in {table['coverage'] @ table['runs'] / table['runs'].sum():.1%} of runs."
+    )
+
+
+def page() -> str:
+    """Return what README and book say of the calibration: the figure, what was found, and what was not tried."""
+    table, runs = pd.read_csv(RESULT), pd.read_csv(RUNS)
+    old = "" if set(runs["code"]) == {identity()} else " They were made by an earlier version of this code."
+    return (
+        f"![{ALT}](benchmarks/calibration.svg)\n\n{sentences(table)}\n\n"
+        f"{len(runs) // len(MEASURES):,} runs of {len(table) // len(MEASURES)} simulated worlds "
+        f"([the table](benchmarks/calibration.csv)); `make calibrate` adds more.{old} "
+        "Not simulated yet: 16,000 rows, widths above 512, more than 6 layers, and the claims about steering and alignment."
     )
 
 

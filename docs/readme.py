@@ -1,9 +1,9 @@
-"""The README's generated parts: the finding, the table of claims and the table of benchmarks.
+"""The README's generated parts: the finding, the table of claims, the calibration and the table of benchmarks.
 
 ``python -m docs.readme`` (``make readme``) writes them between their markers, and the page of the findings; ``--check`` fails
 when they are stale. The
 finding follows from ``findings/tables``, the claims are those of the committed figures (``figures/claims.csv``), the
-benchmarks those rendered in ``benchmarks/results.md``.
+calibration is ``benchmarks/calibration.csv``, the benchmarks are those rendered in ``benchmarks/results.md``.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from benchmarks import calibrate
 from docs import build, findings
 from lib.claims.ledger import FILE, NOT_RUN, SCIENTIFIC
 from lib.run.files import PROJECT, CompanionError, write_text_atomically
@@ -30,6 +31,7 @@ def generated(root: Path = PROJECT) -> dict[str, str]:
     return {
         "finding": findings.front_page(),
         "claims": claims_part(root / "figures" / "claims.csv"),
+        "calibration": calibrate.page(),
         "benchmarks": benchmarks_part(root / "benchmarks" / "results.md"),
     }
 
