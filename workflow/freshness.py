@@ -55,7 +55,11 @@ def _asked(
     specification = STAGES[stage]
     values = profile.stage_parameters(stage, model)
     paths = {name: resolve(path) for name, path in specification.input_paths(values).items()}
-    there = {name: path for name, path in paths.items() if name in recorded["inputs"] and path.exists()}
+    there = {
+        name: path
+        for name, path in paths.items()
+        if (path.is_dir() if name in specification.optional else path.exists())
+    }
     asked = identity_of(
         specification.notebook,
         build(specification.parameters, values, f"the profile for {stage}"),

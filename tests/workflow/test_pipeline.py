@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -64,6 +65,15 @@ def test_results_of_another_identity_are_named(demo_run):
     ((stage, _, why),) = stale(other)
     assert stage == "comparison"
     assert why == "made with parameters.equivalence_share = 0.1, but 0.2 is asked for"
+
+
+def test_an_input_that_is_new_to_a_stage_makes_its_results_stale(demo_run, monkeypatch):
+    comparison = STAGES["comparison"]
+    with_more = replace(comparison, inputs={**comparison.inputs, "claims": "data/published_claims.csv"})
+    monkeypatch.setitem(STAGES, "comparison", with_more)
+    ((stage, _, why),) = stale(load_profile("profiles/demo.yaml"))
+    assert stage == "comparison"
+    assert why.startswith("made with inputs.claims = None, but ")
 
 
 def test_a_mistyped_key_is_named_with_the_nearest_right_one(tmp_path):
