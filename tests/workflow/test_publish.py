@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from lm_eval.models import hf_steered
+from rocrate.rocrate import ROCrate
 from safetensors import safe_open
 
 from lib.activations.models import open_model
@@ -149,11 +151,8 @@ def test_a_published_autoencoder_gives_the_divergence_of_the_receipts(demo_run, 
 
 
 def test_lm_evaluation_harness_loads_a_direction(published):
-    steered = pytest.importorskip(
-        "lm_eval.models.hf_steered", reason="lm-evaluation-harness (lm-eval) is not installed"
-    )
     path = published / "directions" / MODEL / "layer_02.mean-difference.pt"
-    loaded = steered.SteeredModel("data/demo/models/moral-small", str(path), device="cpu", dtype="float32")
+    loaded = hf_steered.SteeredModel("data/demo/models/moral-small", str(path), device="cpu", dtype="float32")
     x = torch.zeros(1, 1, len(formats(published, "mean-difference")[1][0]))
     torch.testing.assert_close(loaded.hook_to_steer["layers.2"](x)[0, 0], formats(published, "mean-difference")[1][0])
 
@@ -169,8 +168,7 @@ def test_the_crate_lists_every_file_with_its_hash(published):
     assert listed == set(files_below(published)) - {"ro-crate-metadata.json"}
     assert all(by_id[name]["sha256"] == sha256_of_file(published / name) for name in listed)
     assert {entity["@id"] for key in ("license", "citation", "isBasedOn") for entity in [root[key]]} <= by_id.keys()
-    rocrate = pytest.importorskip("rocrate.rocrate", reason="rocrate is not installed")
-    assert len(list(rocrate.ROCrate(str(published)).get_entities())) >= len(listed)
+    assert len(list(ROCrate(str(published)).get_entities())) >= len(listed)
 
 
 def test_what_is_not_finished_is_left_out_and_what_was_changed_is_refused(demo_run, tmp_path, capsys):
