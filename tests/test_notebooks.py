@@ -8,10 +8,10 @@ import nbval_numbers
 import pytest
 
 from lib.run.files import PROJECT
-from lib.run.table import STAGES
+from lib.run.table import KINDS, STAGES
 
-EXPLORE = PROJECT / "notebooks" / "explore.ipynb"
-NOTEBOOKS = sorted(set((PROJECT / "notebooks").glob("*.ipynb")) - {EXPLORE})
+EXPLORE, TRY = (PROJECT / "notebooks" / f"{name}.ipynb" for name in ("explore", "try"))
+NOTEBOOKS = sorted(set((PROJECT / "notebooks").glob("*.ipynb")) - {EXPLORE, TRY})
 
 
 def test_there_is_one_notebook_a_stage():
@@ -27,10 +27,21 @@ def code_cells(cells):
     return [cell for cell in cells if cell["cell_type"] == "code"]
 
 
-def test_explore_is_executed_too():
-    """Its page lives in a kernel and is not kept; that its cells run is."""
-    cells = json.loads(EXPLORE.read_text(encoding="utf-8"))["cells"]
+@pytest.mark.parametrize("path", [EXPLORE, TRY], ids=lambda path: path.stem)
+def test_those_beside_the_stages_are_executed_and_thin_too(path):
+    """The interactive page lives in a kernel and is not kept; that its cells run is."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     test_executed_once_from_top_to_bottom_without_errors(cells)
+    test_no_path_or_name_of_a_machine(cells)
+    test_thin(cells)
+
+
+def test_what_one_tries_decides_on_every_kind():
+    """Fewer actions would leave kinds without a problem to pose."""
+    cells = json.loads(TRY.read_text(encoding="utf-8"))["cells"]
+    table = "".join(code_cells(cells)[-1]["outputs"][-1]["data"]["text/html"])
+    assert all(f"<td>{kind}</td>" in table for kind in KINDS)
+    assert "NaN" not in table
 
 
 def test_executed_once_from_top_to_bottom_without_errors(cells):
@@ -101,7 +112,7 @@ LEFT_OUT = {"ad08ae1f": "an answer may end a token earlier on another CPU, and t
 
 def test_nbval_compares_the_output_of_every_cell_but_those_with_a_reason():
     left_out = set()
-    for path in (*NOTEBOOKS, EXPLORE):
+    for path in (*NOTEBOOKS, EXPLORE, TRY):
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
             tags, source = cell["metadata"].get("tags", []), "".join(cell["source"])
             if set(tags) - {"parameters", "shared"} or "NBVAL" in source:

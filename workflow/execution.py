@@ -225,7 +225,8 @@ def is_progress(output: nbformat.NotebookNode) -> bool:
 def commit() -> int:
     """Write the notebooks' first cells, execute them, and store them, cleaned, in ``notebooks/`` with their figures."""
     started = time.time()
-    for path in [*map(write_first_cell, STAGES), PROJECT / "notebooks" / "explore.ipynb"]:
+    beside = [PROJECT / "notebooks" / f"{name}.ipynb" for name in ("explore", "try")]
+    for path in [*map(write_first_cell, STAGES), *beside]:
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder) / path.name
             status, _ = execute(path, output, parameters={})
@@ -235,7 +236,7 @@ def commit() -> int:
         write_text_atomically(path, nbformat.writes(notebook) + "\n")
     drawn = [path for path in resolve("runs/demo/figures").iterdir() if path.stat().st_mtime >= started]
     keep_figures(drawn, PROJECT / "figures")
-    print(f"{len(STAGES) + 1} notebooks in notebooks/, {len(drawn)} files of figures in figures/")
+    print(f"{len(STAGES) + len(beside)} notebooks in notebooks/, {len(drawn)} files of figures in figures/")
     return 0
 
 
