@@ -106,7 +106,8 @@ def sentences(table: pd.DataFrame) -> str:
         f"of {null['runs'].sum():,} decisions; in the worst of them, {worst['world']} ({worst['decision']}, "
         f"{worst['rows']:,} rows, width {worst['width']}), in {_rate(worst['rate_signal'], worst['runs'])} of {worst['runs']}. "
         f"With an effect of {MODERATE:g} of the label's variance and {moderate['rows'].max():,} rows it was found in: {power}. "
-        f"Nominal 95% intervals of a gain held it in {table['coverage'] @ table['runs'] / table['runs'].sum():.1%} of runs."
+        "Intervals of a gain are made to hold at all readings at once with 95%; that of the first one held in "
+        f"{table['coverage'] @ table['runs'] / table['runs'].sum():.1%} of runs."
     )
 
 

@@ -116,9 +116,17 @@ def front(found: Found) -> str:
             f"**{name}**: virtue against vice {row['words']:.3f} by words alone, {row['careful']:.3f} with the model (area under "
             f"the curve; gain {row['gain']:+.3f}, {row['ci_low']:+.3f} to {row['ci_high']:+.3f}); {decided}."
         )
+    lines[0] += f" {_beyond_twin(found.table('comparison', 'twins'))}"
     lines.append(cosine.sentence(found.table("diagnosis", "cosine", model)))
     lines.append(" ".join(in_words(against_best(found.table("alignment", "alignment")))[:1]))
     return "\n".join(f"* {line}" for line in lines)
+
+
+def _beyond_twin(twins: pd.DataFrame) -> str:
+    """Say in which kinds a model has more than its untrained twin; differences are paired, replicate by replicate."""
+    more = twins["ci_low"] > 0
+    beyond, open_ = (", ".join(twins.loc[chosen, "kind"]) or "none" for chosen in (more, ~more))
+    return f"More than its untrained twin, replicate by replicate: {beyond}; no difference to tell: {open_}."
 
 
 def _ledger(claims: pd.DataFrame) -> str:

@@ -87,8 +87,8 @@ def headline(found: Found) -> pd.DataFrame:
         Columns ``HEADLINE``: the question, whose answer it is, what was measured, its value with a 95% interval, what stands
         beside it, and the answer that the stages' own rules give.
     """
-    rows = [*_of_cosine(found), *_of_decisions(found), *_of_clusters(found), *_of_alignment(found), *_of_judging(found)]
-    return pd.DataFrame(rows, columns=HEADLINE)
+    parts = (_of_cosine, _of_decisions, _of_twins, _of_clusters, _of_alignment, _of_judging)
+    return pd.DataFrame([row for part in parts for row in part(found)], columns=HEADLINE)
 
 
 def _of_cosine(found: Found) -> Iterator[tuple[Any, ...]]:
@@ -117,6 +117,23 @@ def _of_decisions(found: Found) -> Iterator[tuple[Any, ...]]:
                 beside,
                 row.decision,
             )
+
+
+def _of_twins(found: Found) -> Iterator[tuple[Any, ...]]:
+    for row in found.table("comparison", "twins").itertuples():
+        measure = f"gain less the twin's, {GAIN_UNITS[row.kind]}"
+        beside = f"gain {row.gain:.3f}, of the twin {row.twin_gain:.3f}"
+        answer = "more than the twin" if row.ci_low > 0 else "no difference to tell"
+        yield (
+            f"More than its untrained twin: {row.kind}?",
+            row.model,
+            measure,
+            row.difference,
+            row.ci_low,
+            row.ci_high,
+            beside,
+            answer,
+        )
 
 
 def _of_clusters(found: Found) -> Iterator[tuple[Any, ...]]:
