@@ -48,6 +48,16 @@ def test_rates_and_coverage_are_counted():
     }
 
 
+def test_an_interval_that_is_exactly_nothing_holds_what_counts_as_nothing():
+    """Where the penalty leaves the representation out, gain and interval are 0, and another run moves the mean a little."""
+    world = {"name": "effect", "effect": 0.0, "rows": 9, "width": 4, "layers": 2, "kind": "dimensional", "p": 0.5}
+    runs = pd.DataFrame([world] * 3).assign(
+        decision=EQUIVALENT, gain=[0.0, 0.0, -0.0003], ci_low=[0, 0, -0.001], ci_high=0.0
+    )
+    assert summary(runs)["coverage"].item() == 1
+    assert summary(runs.assign(gain=[0.0, 0.0, -0.03]))["coverage"].item() == 0, "beyond a hundredth of the margin"
+
+
 def decided(world, seed, code="now"):
     rows = [{"kind": measure.kind, "decision": UNDECIDED} for measure in MEASURES]
     return pd.DataFrame(rows).assign(**world._asdict(), seed=seed, code=code)
