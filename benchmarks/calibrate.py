@@ -14,8 +14,10 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed, parallel_config
 from matplotlib.figure import Figure
@@ -126,8 +128,13 @@ def page() -> str:
 
 
 def _rate(rate: float, runs: int) -> str:
-    low, high = proportion_confint(round(rate * runs), runs, method="beta")
-    return f"{rate:.1%} ({max(low, 0):.1%} to {high:.1%})"
+    low, high = _exact(rate, runs)
+    return f"{rate:.1%} ({low:.1%} to {high:.1%})"
+
+
+def _exact(rate: Any, runs: Any) -> tuple[Any, Any]:
+    """Return the ends of exact binomial 95% intervals, of one rate or of a column of them."""
+    return proportion_confint(np.round(rate * runs), runs, method="beta")
 
 
 def figure(table: pd.DataFrame) -> Figure:
@@ -155,9 +162,9 @@ def figure(table: pd.DataFrame) -> Figure:
 
 
 def _bars(table: pd.DataFrame) -> list[pd.Series]:
-    rate, runs = table["rate_signal"], table["runs"]
-    low, high = proportion_confint((rate * runs).round(), runs, method="beta")
-    return [(rate - low).fillna(0), (high - rate).fillna(0)]
+    rate = table["rate_signal"]
+    low, high = _exact(rate, table["runs"])
+    return [rate - low, high - rate]
 
 
 def main() -> int:
