@@ -35,6 +35,9 @@ class ModelSource(Parameters):
         description="words around every action, by default the profile's; another entry of a model, with a name and words of "
         "its own, is one more reading of it",
     )
+    store_rows: Literal["all", "diagnosed"] | None = Field(
+        None, description="actions that this model reads, by default as the profile's store_rows says"
+    )
 
     @property
     def source(self) -> str:
@@ -92,7 +95,7 @@ class Profile(
 
     def rows_of(self, model: str) -> Literal["all", "diagnosed"]:
         """Return which actions a model reads: autoencoders train on all, the diagnosis needs some."""
-        return self.store_rows or ("all" if model == self.sae_model else "diagnosed")
+        return self.sources[model].store_rows or self.store_rows or ("all" if model == self.sae_model else "diagnosed")
 
     def stage_parameters(self, stage: str, model: str | None = None) -> dict[str, Any]:
         """Return the parameters of one notebook, as papermill takes them; ``model`` is ``sae_model`` by default."""

@@ -52,3 +52,7 @@ def test_a_profile_reads_all_actions_for_its_autoencoders_and_the_diagnosed_ones
     assert set(rows.values()) == {"diagnosed"}
     told = profile.model_copy(update={"store_rows": "all"})
     assert {told.stage_parameters("activations", model)["store_rows"] for model in told.sources} == {"all"}
+    first, *others = told.models
+    apart = told.model_copy(update={"models": [first.model_copy(update={"store_rows": "diagnosed"}), *others]})
+    rows = {model: apart.stage_parameters("activations", model)["store_rows"] for model in apart.sources}
+    assert {model for model, of in rows.items() if of == "diagnosed"} == {first.name}
