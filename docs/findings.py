@@ -18,29 +18,34 @@ from lib.diagnosis.figures import COLOURS_OF_LINES
 from lib.plotting import keep
 from lib.run.files import write_text_atomically
 from lib.run.profile import load_profile
-from workflow.findings import FOLDER, Found, headline, of_profile
+from workflow.findings import FOLDER, Found, headline
 
 TEMPLATE = FOLDER / "page.md"
 """What the page says in words; ``{...}`` are generated from the tables."""
 
-ALT = "Gain over words in margins, one row per kind of indifference, for the model and its untrained twin."
+ALT = "Gain over words in margins, one row per kind of indifference, for each model and its untrained twin."
 
 
-def gains_and_twin(frame: pd.DataFrame) -> Figure:
+def gains_and_twins(frame: pd.DataFrame) -> Figure:
     """Gain over words of each model at its best layer, in margins of its kind, with 95% intervals; the band counts as none."""
-    figure, ax = plt.subplots(figsize=(7, 3.2))
+    figure, ax = plt.subplots(figsize=(7, 4))
     ax.axvspan(-1, 1, color="0.9", zorder=0)
     ax.axvline(0, color="0.4", linewidth=0.8)
     kinds, models = list(frame["kind"].unique()), list(frame["model"].unique())
-    for offset, (model, colour) in enumerate(zip(models, COLOURS_OF_LINES, strict=False)):
+    colours = dict(zip(frame["trained"].unique(), COLOURS_OF_LINES, strict=False))
+    for offset, model in enumerate(models):
         own = frame[frame["model"] == model].set_index("kind").loc[kinds]
+        trained = own["trained"].iloc[0]
         gain, low, high = (own[column] / own["margin"] for column in ("gain", "ci_low", "ci_high"))
-        places = [index + 0.18 * (offset - (len(models) - 1) / 2) for index in range(len(kinds))]
-        ax.errorbar(gain, places, xerr=(gain - low, high - gain), fmt="o", color=colour, capsize=2, label=model)
+        places = [index + 0.16 * (offset - (len(models) - 1) / 2) for index in range(len(kinds))]
+        filled = None if model == trained else "white"
+        ax.errorbar(
+            gain, places, xerr=(gain - low, high - gain), fmt="o", color=colours[trained], mfc=filled, capsize=2, label=model
+        )  # fmt: skip
     ax.set_yticks(range(len(kinds)), kinds)
     ax.invert_yaxis()
     ax.set_xlabel("gain over words, in margins of its kind")
-    ax.legend(loc="lower right", frameon=False)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure
 
 
@@ -50,8 +55,9 @@ def write() -> None:
     write_text_atomically(FOLDER / "headline.csv", headline(found).to_csv(index=False, float_format="%.6g"))
     of_models = {model: found.table("diagnosis", "decisions", model) for model in found.models}
     frame = pd.concat(of_models, names=["model"]).reset_index("model")
-    frame = frame[["model", "kind", "gain", "ci_low", "ci_high", "margin"]]
-    plt.close(keep(FOLDER / "figures", "headline", gains_and_twin, frame, stage="diagnosis", notices=[], alt=ALT))
+    frame["trained"] = frame["model"].replace(found.profile.twins)
+    frame = frame[["model", "trained", "kind", "gain", "ci_low", "ci_high", "margin"]]
+    plt.close(keep(FOLDER / "figures", "headline", gains_and_twins, frame, stage="diagnosis", notices=[], alt=ALT))
     write_text_atomically(FOLDER / "README.md", page(found))
 
 
@@ -85,7 +91,7 @@ def page(found: Found) -> str:
 
 def committed() -> Found:
     """Return the committed findings."""
-    return of_profile(load_profile(FOLDER / "profile.yaml"), FOLDER / "tables")
+    return Found(load_profile(FOLDER / "profile.yaml"), FOLDER / "tables")
 
 
 def front_page() -> str:
@@ -94,7 +100,7 @@ def front_page() -> str:
     prompts = prompts_of(json.loads((FOLDER / "manifest.json").read_text(encoding="utf-8")), found)
     return (
         f"![{ALT}](findings/figures/headline.svg)\n\n{front(found)}\n\n"
-        f"One small model, a part of the annotations with `rot-agree` in place of `action-agree`, {prompts} prompts and a small "
+        f"Small models, a part of the annotations with `rot-agree` in place of `action-agree`, {prompts} prompts and a small "
         "judge: what the paper's measures respond to, no decision on its 23 models. [The whole finding](findings/README.md)."
     )
 
@@ -105,28 +111,48 @@ def prompts_of(recorded: dict[str, Any], found: Found) -> int:
 
 
 def front(found: Found) -> str:
-    """Return the finding in three sentences, as the README opens with it."""
-    model, *twins = found.models
+    """Return the finding in a few sentences, as the README opens with it."""
+    twins, decided = found.table("comparison", "twins"), {}
     lines = []
-    for name in (model, *twins):
-        by_kind = found.table("diagnosis", "decisions", name).set_index("kind")
-        row = by_kind.loc["categorical"]
-        decided = ", ".join(f"{kind} *{decision}*" for kind, decision in by_kind["decision"].items())
+    for model in found.models:
+        decided[model] = found.table("diagnosis", "decisions", model).set_index("kind")
+    for model in found.trained:
+        row = decided[model].loc["categorical"]
         lines.append(
-            f"**{name}**: virtue against vice {row['words']:.3f} by words alone, {row['careful']:.3f} with the model (area under "
-            f"the curve; gain {row['gain']:+.3f}, {row['ci_low']:+.3f} to {row['ci_high']:+.3f}); {decided}."
+            f"**{model}**: virtue against vice {row['words']:.3f} by words alone, {row['careful']:.3f} with the model (area "
+            f"under the curve; gain {row['gain']:+.3f}, {row['ci_low']:+.3f} to {row['ci_high']:+.3f}); "
+            f"{_by_kind(decided[model])}. {_beyond_twin(twins[twins['model'] == model])}"
         )
-    lines[0] += f" {_beyond_twin(found.table('comparison', 'twins'))}"
-    lines.append(cosine.sentence(found.table("diagnosis", "cosine", model)))
-    lines.append(" ".join(in_words(against_best(found.table("alignment", "alignment")))[:1]))
+    lines += [f"**{twin}**: {_by_kind(decided[twin])}." for twin in found.profile.twins]
+    lines += [f"**{model}**: {_cosine(found.table('diagnosis', 'cosine', model))}" for model in found.trained]
+    lines.append(f"**{found.sae_model}**: {in_words(against_best(found.table('alignment', 'alignment')))[0]}")
     return "\n".join(f"* {line}" for line in lines)
+
+
+def _by_kind(decided: pd.DataFrame) -> str:
+    """Name the kinds of each decision, kinds that are decided alike together."""
+    alike = decided.groupby("decision", sort=False).groups
+    return "; ".join(f"*{decision}*: {', '.join(kinds)}" for decision, kinds in alike.items())
 
 
 def _beyond_twin(twins: pd.DataFrame) -> str:
     """Say in which kinds a model has more than its untrained twin; differences are paired, replicate by replicate."""
+    if twins.empty:
+        return ""
     more = twins["ci_low"] > 0
     beyond, open_ = (", ".join(twins.loc[chosen, "kind"]) or "none" for chosen in (more, ~more))
     return f"More than its untrained twin, replicate by replicate: {beyond}; no difference to tell: {open_}."
+
+
+def _cosine(table: pd.DataFrame) -> str:
+    """Say in one sentence what the published cosine of a model is made of."""
+    share = table[(table["metric"] == "explained_by_length") & table["layer"].isna()].iloc[0]
+    mean = cosine.in_the_middle(table)
+    return (
+        f"the published cosine of opposing prototypes is {mean['published']:.2f} in the middle layers, length alone gives "
+        f"{mean['length_only']:.2f}, and with length regressed out {mean['length_removed']:.2f} is left: "
+        f"*{cosine.decision(share)}*."
+    )
 
 
 def _ledger(claims: pd.DataFrame) -> str:

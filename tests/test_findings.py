@@ -21,7 +21,7 @@ RECORDED = json.loads((findings.FOLDER / "manifest.json").read_text(encoding="ut
 
 
 def found():
-    return findings.of_profile(PROFILE, findings.FOLDER / "tables")
+    return findings.Found(PROFILE, findings.FOLDER / "tables")
 
 
 def test_the_headline_follows_from_the_tables():
@@ -93,3 +93,40 @@ def test_a_run_that_is_not_finished_is_not_collected(tmp_path):
     )
     with pytest.raises(findings.FindingsError, match="never-made is not finished: vectors"):
         findings.collect(str(profile))
+
+
+def test_results_that_this_code_would_not_make_are_not_collected(monkeypatch):
+    monkeypatch.setattr(findings, "missing", lambda profile: [])
+    monkeypatch.setattr(findings, "stale", lambda profile: [("sae", "a-model", "made with code = 'old'")])
+    with pytest.raises(findings.FindingsError, match="not what this code makes: sae of a-model was made with code"):
+        findings.collect("findings/profile.yaml")
+
+
+def test_a_larger_model_is_paired_with_the_smaller_one_replicate_by_replicate(monkeypatch):
+    """A model beside a copy of itself has no difference; with .1 added to every gain it has .1 more, or less the other way."""
+    gains = {model: found().table("diagnosis", "gains", "smollm2-135m") for model in ("small", "large")}
+    columns = [column for column in gains["large"] if column == "gain" or column.startswith("without_")]
+
+    class TwoModels(findings.Found):
+        trained = ("small", "large")
+
+        def table(self, stage, name, model=None):
+            return gains[model]
+
+    def grown():
+        rows = findings._of_size(TwoModels(PROFILE, findings.FOLDER))
+        return pd.DataFrame(list(rows), columns=findings.HEADLINE)
+
+    same = grown()
+    assert set(same["answer"]) == {"no difference to tell"}
+    assert list(same["model"].unique()) == ["large"]
+    gains["large"] = gains["large"].assign(**{column: gains["large"][column] + 0.1 for column in columns})
+    more = grown()
+    assert set(more["answer"]) == {"more than small"}
+    assert more["value"].to_numpy() == pytest.approx(same["value"].to_numpy() + 0.1)
+    gains["small"], gains["large"] = gains["large"], gains["small"]
+    less = grown()
+    assert set(less["answer"]) == {"less than small"}
+    assert less["value"].to_numpy() == pytest.approx(-more["value"].to_numpy())
+    assert (less["ci_low"] <= less["value"]).all()
+    assert (less["value"] <= less["ci_high"]).all()

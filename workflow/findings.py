@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,14 @@ import pandas as pd
 import yaml
 
 from lib.alignment.evaluation import against_best
+from lib.comparison import twins
 from lib.diagnosis import cosine
 from lib.diagnosis.figures import GAIN_UNITS
 from lib.run.files import PROJECT, CompanionError, errors_said, resolve, short, write_parquet, write_text_atomically
 from lib.run.profile import Profile, load_profile
 from lib.run.stage import read_manifest
 from lib.run.table import STAGES
+from workflow.freshness import stale
 from workflow.report import executed, manifest, missing, models_of
 from workflow.start import snakemake
 
@@ -61,11 +64,25 @@ class FindingsError(CompanionError):
 
 @dataclass(frozen=True)
 class Found:
-    """The tables of a finding, and which of its models is which."""
+    """What a run found: its profile, and its tables in the run's directory or in ``findings/tables``."""
 
+    profile: Profile
     tables: Path
-    models: list[str]
-    sae_model: str
+
+    @property
+    def models(self) -> list[str]:
+        """All models, untrained twins too, in the profile's order."""
+        return list(self.profile.sources)
+
+    @property
+    def trained(self) -> list[str]:
+        """The models that are no untrained twin."""
+        return [model for model in self.models if model not in self.profile.twins]
+
+    @property
+    def sae_model(self) -> str:
+        """The model that was aligned, steered and judged."""
+        return self.profile.sae_model
 
     def table(self, stage: str, name: str, model: str | None = None) -> pd.DataFrame:
         """Return a table of a stage."""
@@ -75,11 +92,6 @@ class Found:
         return pd.read_parquet(file)
 
 
-def of_profile(profile: Profile, tables: Path) -> Found:
-    """Return what is found under ``tables``, a run's directory or ``findings/tables``."""
-    return Found(tables, list(profile.sources), profile.sae_model)
-
-
 def headline(found: Found) -> pd.DataFrame:
     """Return the one table that matters, from tables of the stages alone.
 
@@ -87,7 +99,7 @@ def headline(found: Found) -> pd.DataFrame:
         Columns ``HEADLINE``: the question, whose answer it is, what was measured, its value with a 95% interval, what stands
         beside it, and the answer that the stages' own rules give.
     """
-    parts = (_of_cosine, _of_decisions, _of_twins, _of_clusters, _of_alignment, _of_judging)
+    parts = (_of_cosine, _of_decisions, _of_twins, _of_size, _of_clusters, _of_alignment, _of_judging)
     return pd.DataFrame([row for part in parts for row in part(found)], columns=HEADLINE)
 
 
@@ -134,6 +146,27 @@ def _of_twins(found: Found) -> Iterator[tuple[Any, ...]]:
             beside,
             answer,
         )
+
+
+def _of_size(found: Found) -> Iterator[tuple[Any, ...]]:
+    """Each trained model beside the one before it in the profile, which is smaller, as a model is put beside its twin."""
+    for smaller, larger in pairwise(found.trained):
+        gains = {model: found.table("diagnosis", "gains", model) for model in (smaller, larger)}
+        more = twins.contrasts(gains, twins={smaller: larger}, seed=found.profile.seed)
+        less = twins.contrasts(gains, twins={larger: smaller}, seed=found.profile.seed)
+        for (_, up), (_, down) in zip(more.iterrows(), less.iterrows(), strict=True):
+            numbers, own, other = (up["difference"], up["ci_low"], up["ci_high"]), up["gain"], up["twin_gain"]
+            answer = f"more than {smaller}" if up["ci_low"] > 0 else "no difference to tell"
+            if down["ci_low"] > 0:
+                numbers, own, other = (
+                    (-down["difference"], -down["ci_high"], -down["ci_low"]),
+                    down["twin_gain"],
+                    down["gain"],
+                )
+                answer = f"less than {smaller}"
+            measure = f"gain less that of {smaller}, {GAIN_UNITS[up['kind']]}"
+            beside = f"gain {own:.3f}, of {smaller} {other:.3f}"
+            yield f"Does it grow with size: {up['kind']}?", larger, measure, *numbers, beside, answer
 
 
 def _of_clusters(found: Found) -> Iterator[tuple[Any, ...]]:
@@ -193,11 +226,13 @@ def collect(profile_path: str) -> None:
     """Copy what a finished run found into ``findings/``.
 
     Raises:
-        FindingsError: the run is not finished.
+        FindingsError: the run is not finished, or is of another identity than the code here would make.
     """
     profile = load_profile(profile_path)
     if len(lacking := missing(profile)):
         raise FindingsError(f"runs/{profile.run} is not finished: {', '.join(lacking['stage'].unique())} missing")
+    if others := [f"{stage} of {model} was {why}" for stage, model, why in stale(profile)]:
+        raise FindingsError(f"runs/{profile.run} is not what this code makes: {'; '.join(others)}")
     # Asked before anything is written.
     made_by = {"commit": _git("rev-parse", "HEAD"), "clean": not _git("status", "--porcelain")}
     run = resolve(f"runs/{profile.run}")
@@ -239,7 +274,7 @@ def check(profile: Profile) -> list[str]:
     model = next(iter(profile.sources))
     if snakemake("--cores", "all", executed(again, "diagnosis", model), "--config", f"profile={file}"):
         raise FindingsError(f"the diagnosis of {model} did not end, see above")
-    new, old = of_profile(again, resolve(f"runs/{again.run}")), of_profile(profile, FOLDER / "tables")
+    new, old = Found(again, resolve(f"runs/{again.run}")), Found(profile, FOLDER / "tables")
     lines = []
     for table, keys, column in (
         ("gains", ["kind", "pooling", "layer"], "gain"),
@@ -296,7 +331,7 @@ def main() -> int:
         print("\n".join(differences := check(profile)) or "the diagnosis is as recorded")
         return int(bool(differences))
     else:
-        found = of_profile(profile, resolve(f"runs/{profile.run}"))
+        found = Found(profile, resolve(f"runs/{profile.run}"))
         print(headline(found).to_markdown(index=False, floatfmt=".3g", missingval=""))
     return 0
 
