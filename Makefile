@@ -79,11 +79,15 @@ lab: $(LAB) ## open the notebooks in JupyterLab
 
 TESTS = PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q $(PYTEST)
 
-# Side by side what needs no demo run; one after the other what starts runs of its own; then the notebooks.
+# Side by side what needs no demo run; one after the other what starts runs of its own, beside the run on Slurm, which mostly
+# waits; then the notebooks.
 test: $(TEST) lint reproduce ## style, the demo run, all tests, and nbval on the notebooks
 	@failed=0; \
 	$(TESTS) -n 2 --dist loadfile -m "not pipeline" tests || failed=1; \
-	$(TESTS) -m pipeline tests || failed=1; \
+	said=$$(mktemp); $(TESTS) -m slurm tests >$$said 2>&1 & slurm=$$!; \
+	trap "kill $$slurm 2>/dev/null; rm -f $$said" EXIT; trap "exit 130" INT TERM; \
+	$(TESTS) -m "pipeline and not slurm" tests || failed=1; \
+	wait $$slurm || failed=1; cat $$said; \
 	$(TESTS) -p tests.nbval_numbers notebooks --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg || failed=1; \
 	exit $$failed
 

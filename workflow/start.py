@@ -85,7 +85,7 @@ def _run(profile: Profile, path: str, arguments: Sequence[str]) -> int:
 
 def snakemake(*arguments: str) -> int:
     """Run Snakemake and return its exit status, ``INTERRUPTED`` after Ctrl-C; nothing it started is left behind."""
-    process = subprocess.Popen([*SNAKEMAKE, *arguments], preexec_fn=_die_with_parent)
+    process = subprocess.Popen([*SNAKEMAKE, *arguments], preexec_fn=die_with_parent)
     try:
         return process.wait()
     except KeyboardInterrupt:
@@ -100,7 +100,8 @@ def snakemake(*arguments: str) -> int:
         return INTERRUPTED
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """Have a child told to end when its parent dies, however that dies (Linux); for ``preexec_fn``."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(DIES_WITH_PARENT, signal.SIGTERM)
 

@@ -10,12 +10,16 @@ from types import ModuleType
 import pytest
 
 from lib.run.files import PROJECT
+from workflow.start import die_with_parent
 
 
 @pytest.mark.pipeline
+@pytest.mark.slurm
 def test_a_run_on_slurm_survives_a_kill_and_a_drain_with_the_tables_of_a_local_run():
     command = [sys.executable, "tests/slurm/run.py", "tests/faults/tiny.yaml"]
-    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    result = subprocess.run(
+        command, cwd=PROJECT, capture_output=True, text=True, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent
+    )
     last = result.stdout.strip().splitlines()[-1] if result.stdout.strip() else ""
     if last.startswith("skipped:"):
         pytest.skip(last.removeprefix("skipped: "))
