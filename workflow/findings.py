@@ -40,7 +40,7 @@ FOLDER = PROJECT / "findings"
 TABLES = {
     "vectors": ("ceiling", "dropped"),
     "diagnosis": ("categorical", "gradient", "structural", "dimensional", "cosine", "gains", "decisions"),
-    "comparison": ("headlines", "twins", "regressions", "pairs"),
+    "comparison": ("headlines", "twins", "templates", "regressions", "pairs"),
     "sae": ("quality",),
     "alignment": ("alignment", "similarity", "tuned"),
     "steering": ("perplexity",),

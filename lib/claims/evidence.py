@@ -39,7 +39,6 @@ TWIN = "untrained twin"
 
 UNMEASURED = {
     "P1-subspaces": "no stage trains a probe on one ethical framework and reads another",
-    "P2-templates": "a model under several templates stands in notebook 04 as so many models; no rule decides on them",
 }
 
 
@@ -173,6 +172,18 @@ def of_comparison(regressions: pd.DataFrame, pairs: pd.DataFrame) -> Iterator[Ro
     half = t.ppf(1 - 0.05 / max(1, len(careful)), careful["degrees"]) * careful["standard_error"]
     estimate = careful["estimate"]
     yield _furthest("R3-tuning", careful.assign(ci_low=estimate - half, ci_high=estimate + half))
+
+
+def of_templates(contrasts: pd.DataFrame) -> Iterator[Row]:
+    """A model under other words around the action, less the same model under the first, in margins, where they differ most.
+
+    Args:
+        contrasts: as :func:`lib.comparison.templates.contrasts` returns them; their intervals hold for all places at once.
+    """
+    if contrasts.empty:
+        yield from silent(["P2-templates"], "it takes a model that was read under several templates")
+    else:
+        yield _furthest("P2-templates", contrasts.assign(estimate=contrasts["difference"], reason=""))
 
 
 def _furthest(claim: str, part: pd.DataFrame) -> Row:

@@ -23,6 +23,9 @@ COLUMN = {"scale": "parameters_billions", "architecture": "architecture", "varia
 UNTRAINED = "untrained"
 """Variant of models with random weights: they are controls, and what they are like says nothing of what training does."""
 
+READ_AGAIN = "read again"
+"""Variant of a model's further readings under other templates: it is one model, and counts once."""
+
 EQUIVALENT, DIFFERENT, UNDECIDED = "equivalent", "different", "undecided"
 OWN_UNIT, OF_CEILING = "the measure's own", "share of the ceiling"
 Z95 = float(norm.ppf(0.975))
@@ -33,17 +36,25 @@ RESULT = [
 NUMBERS = ("estimate", "standard_error", "degrees", "ci_low", "ci_high", "p", "p_equivalence")
 
 
-def facts(names: Sequence[str], twins: Mapping[str, str] | None = None) -> pd.DataFrame:
+def facts(
+    names: Sequence[str], twins: Mapping[str, str] | None = None, readings: Mapping[str, str] | None = None
+) -> pd.DataFrame:
     """Return ``name, family, parameters_billions, architecture, variant`` of the models of a run.
 
     They come from the registry and from the demo's own table; a model that is in neither has missing values. A family is
     what shares pretraining: a guard belongs to the family of the model that it was made from. Of ``twins`` (untrained twin ->
-    the model that it is of) the variant is ``untrained``.
+    the model that it is of) the variant is ``untrained``, of ``readings`` (another reading -> the first one) ``read again``.
     """
     known = pd.concat([paper_models(), pd.read_csv(PROJECT / "data" / "demo" / "models.csv")])
     columns = ["name", "family", *COLUMN.values()]
     table = pd.DataFrame({"name": list(names)}).merge(known[columns], on="name", how="left")
-    return table.assign(variant=table["variant"].mask(table["name"].isin(twins or {}), UNTRAINED))
+    variant = table["variant"].mask(table["name"].isin(readings or {}), READ_AGAIN)
+    return table.assign(variant=variant.mask(table["name"].isin(twins or {}), UNTRAINED))
+
+
+def counted(models: pd.DataFrame) -> pd.Series:
+    """Say of every row of a table with a ``variant`` whether it is of a model that claims are about: trained, and once."""
+    return ~models["variant"].isin([UNTRAINED, READ_AGAIN])
 
 
 def headlines(decisions: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -95,8 +106,7 @@ def regressions(measures: pd.DataFrame) -> pd.DataFrame:
         that these models cannot tell has a ``reason`` that names what is missing, and no numbers.
     """
     rows: list[dict[str, Any]] = []
-    trained = measures[measures["variant"] != UNTRAINED]
-    for (kind, measure), part in trained.groupby(["kind", "measure"], sort=False):
+    for (kind, measure), part in measures[counted(measures)].groupby(["kind", "measure"], sort=False):
         data = part.dropna(subset=["value", "family", *COLUMN.values()]).sort_values("model")
         about = {"kind": kind, "measure": measure, "unit": part["unit"].iloc[0], "margin": part["margin"].iloc[0]}
         about |= {"n": len(data), "families": data["family"].nunique()}

@@ -159,6 +159,9 @@ class OfModels(InRun):
         {},
         description="untrained twin -> the model that it is of: a control, never one of the models that a claim is about",
     )
+    readings: dict[Name, Name] = Field(
+        {}, description="another reading of a model, under other words -> the first one: the same model, counted once"
+    )
 
 
 class Shown(Parameters):

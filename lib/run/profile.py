@@ -93,6 +93,17 @@ class Profile(
         of_sae_model = {self.untrained_twin: self.sae_model} if self.untrained_twin in self.sources else {}
         return {model.name: model.like for model in self.models if model.like} | of_sae_model
 
+    @property
+    def readings(self) -> dict[str, str]:
+        """Another reading of a trained model, under a template of its own -> the reading of the same model that came first."""
+        first: dict[tuple[str, str | None], str] = {}
+        of = {
+            model.name: first.setdefault((model.source, model.revision), model.name)
+            for model in self.models
+            if not model.like
+        }
+        return {name: model for name, model in of.items() if name != model}
+
     def rows_of(self, model: str) -> Literal["all", "diagnosed"]:
         """Return which actions a model reads: autoencoders train on all, the diagnosis needs some."""
         return self.sources[model].store_rows or self.store_rows or ("all" if model == self.sae_model else "diagnosed")
@@ -106,6 +117,7 @@ class Profile(
             "model": model,
             "models": list(self.sources),
             "twins": self.twins,
+            "readings": self.readings,
             "model_source": source.source,
             "revision": source.revision,
             "trust_remote_code": source.trust_remote_code,
