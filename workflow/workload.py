@@ -56,6 +56,11 @@ class Assumptions:
 
 ASSUMED = Assumptions()
 
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+WIDTH = ("hidden_size", "n_embd", "d_model")
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""Keys of a configuration, of which each family has one."""
+
 UNKNOWN = Size(8e9, 8e9, 36, 4096)
 """A model of unknown size is planned for as an 8B model."""
 
@@ -148,12 +153,21 @@ def _size_on_disk(directory: Path) -> Size | None:
         return None
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     config = config.get("text_config", config)
-    parameters = 0
+    counts: dict[str, int] = {}
     for file in directory.glob("*.safetensors"):
         with file.open("rb") as stream:
             header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        parameters += sum(_numbers(name, item) for name, item in header.items() if name != "__metadata__")
-    return Size(parameters, parameters, config["num_hidden_layers"], config["hidden_size"])
+        counts |= {name: _numbers(name, item) for name, item in header.items() if name != "__metadata__"}
+    layers, width, experts = (
+        next((config[key] for key in keys if config.get(key)), 1) for keys in (LAYERS, WIDTH, EXPERTS)
+    )
+    active = _active(counts, ".experts.", (config.get("num_experts_per_tok") or 1) / experts)
+    return Size(sum(counts.values()), active, layers, width)
+
+
+def _active(counts: dict[str, int], expert: str, share: float) -> float:
+    """Count the parameters that read one token: of the tensors of experts, by their names, a share."""
+    return sum(count * (share if expert in name else 1) for name, count in counts.items())
 
 
 def _numbers(name: str, tensor: dict[str, Any]) -> int:
@@ -170,5 +184,7 @@ def _size_in_gguf(file: Path) -> Size | None:
     reader = GGUFReader(file)
     kind = reader.fields["general.architecture"].contents()
     layers, width = (int(reader.fields[f"{kind}.{key}"].contents()) for key in ("block_count", "embedding_length"))
-    parameters = sum(int(tensor.n_elements) for tensor in reader.tensors)
-    return Size(parameters, parameters, layers, width)
+    counts = {tensor.name: int(tensor.n_elements) for tensor in reader.tensors}
+    used, experts = (reader.fields.get(f"{kind}.{key}") for key in ("expert_used_count", "expert_count"))
+    share = used.contents() / experts.contents() if used and experts else 1
+    return Size(sum(counts.values()), _active(counts, "_exps.", share), layers, width)

@@ -14,7 +14,7 @@ from conftest import byte_tokenizer
 from lib.activations import preflight
 from lib.run.files import PROJECT
 from lib.run.parameters import ActivationsKeys
-from lib.run.profile import load_profile
+from lib.run.profile import ModelSource, load_profile
 from lib.run.resources import Reading, ResourceError, Size, registered_size, rows_per_chunk
 from workflow import estimates, workload
 
@@ -38,6 +38,13 @@ def test_parameters_of_a_configuration_are_those_of_the_model(family):
     share = special.get("num_experts_per_tok", 1) / special.get("num_experts", special.get("num_local_experts", 1))
     assert size.active == pytest.approx(size.parameters - experts * (1 - share))
     assert (experts > 0) == ("num_experts_per_tok" in special)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_plan_reads_a_local_models_size_from_its_files(family, tmp_path):
+    random_module(FAMILIES[family]).save_pretrained(tmp_path)
+    on_disk = workload.size(ModelSource(name="local", path=str(tmp_path)))
+    assert on_disk == pytest.approx(preflight.size_from_config(configuration(FAMILIES[family])))
 
 
 def test_a_configuration_of_a_large_model_is_counted_without_allocating_it():

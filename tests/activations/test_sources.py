@@ -246,6 +246,25 @@ def test_a_twin_in_a_profile_has_the_source_of_its_model_and_the_profiles_seed(t
     assert profile.stage_parameters("steering", "big-twin")["untrained"] == 7
 
 
+def test_of_the_experts_of_a_gguf_file_those_that_read_a_token_are_planned_for(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "experts.gguf", "qwen3moe")
+    writer.add_block_count(1)
+    writer.add_embedding_length(8)
+    writer.add_expert_count(4)
+    writer.add_expert_used_count(1)
+    writer.add_tensor("blk.0.attn_q.weight", np.zeros((8, 8), np.float32))
+    writer.add_tensor("blk.0.ffn_up_exps.weight", np.zeros((4, 16, 8), np.float32))
+    for write in (
+        writer.write_header_to_file,
+        writer.write_kv_data_to_file,
+        writer.write_tensors_to_file,
+        writer.close,
+    ):
+        write()
+    profile = profile_of(tmp_path, [{"name": "tiny", "gguf": str(tmp_path / "experts.gguf")}])
+    assert workload.size(profile.sources["tiny"]) == (64 + 512, 64 + 512 / 4, 1, 8)
+
+
 def test_a_gguf_file_in_a_profile_is_planned_by_its_header(tmp_path):
     write_gguf(tmp_path / "tiny.gguf", raw := small_llama("qwen2"), "qwen2", quantised=True)
     profile = profile_of(
