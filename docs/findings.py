@@ -84,6 +84,9 @@ def page(found: Found) -> str:
         "commit": recorded["commit"][:12],
         "hours": f"{sum(stage['wall_seconds'] for stage in recorded['stages'].values()) / 3600:.1f}",
         "prompts": prompts_of(recorded, found),
+        "sae_model": found.sae_model,
+        "arms": len(found.profile.arms),
+        **{key: getattr(found.profile, key) for key in ("max_new_tokens", "second_judge_prompts", "gold_pairs")},
         "machine": recorded["stages"]["claims"]["machine"],
     }
     return TEMPLATE.read_text(encoding="utf-8").format(**said)
