@@ -7,6 +7,7 @@ Skips, with a message, where Slurm is not installed, the plugin is missing or th
 
 import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,6 +94,7 @@ def main() -> int:
     source = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "profiles" / "demo.yaml")
     content = yaml.safe_load(source.read_text())
     local, run = content["run"], f"{content['run']}-slurm"
+    shutil.rmtree(ROOT / "runs" / run, ignore_errors=True)  # what an earlier test left would leave nothing to kill
     if start(source, "--cores", "all"):
         print("the local run failed")
         return 1
