@@ -16,6 +16,7 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 
 from lib.judging.rubrics import RUBRICS, section
 from lib.run.files import CompanionError, resolve
+from lib.run.keys import DType
 
 CONFIG = GenerateConfig(temperature=0.1, max_retries=5, max_connections=20)
 """The published temperature. What is in flight when judging is killed is paid twice, so connections are limited."""
@@ -94,15 +95,15 @@ class OfflineJudge(ModelAPI):
         return ModelOutput.from_content(self.model_name, reply)
 
 
-def model_of(judge: str | Model, *, thinks: bool = False) -> str | Model:
-    """Return the judge as Inspect knows it: ``offline`` is ``offline/rule``, ``hf/`` a model on this machine."""
+def model_of(judge: str | Model, *, thinks: bool = False, dtype: DType | None = None) -> str | Model:
+    """Return the judge as Inspect knows it: ``offline`` is ``offline/rule``, ``hf/`` a model on this machine, in ``dtype``."""
     if judge == "offline":
         return "offline/rule"
     if (source := local_source(judge)) is None:
         return judge
     from lib.judging import local  # only here is a model's weight needed
 
-    return get_model(f"{local.PROVIDER}/{source}", thinks=thinks)
+    return get_model(f"{local.PROVIDER}/{source}", thinks=thinks, dtype=dtype)
 
 
 def local_source(judge: str | Model | None) -> str | None:

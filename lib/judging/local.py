@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel, PreT
 
 from lib.activations import sources
 from lib.judging.judges import JudgingError
+from lib.run.keys import DType
 
 PROVIDER = "local"
 """What Inspect calls it, because its own provider of that kind is ``hf``."""
@@ -30,16 +31,19 @@ class Loaded(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
 
 
-def load_chat_model(source: str) -> Loaded:
+def load_chat_model(source: str, dtype: DType | None = None) -> Loaded:
     """Open a chat model: a directory, a file that ends in ``.gguf``, or the id of a model that the hub's cache holds.
+
+    Without a ``dtype`` weights keep the number format of their file; those of a GGUF file are unpacked to float32.
 
     Raises:
         JudgingError: it is not there, or has no chat template, so it cannot be asked anything.
     """
     try:
         found = sources.locate(source)
-        unpacked = {"dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
-        weights = unpacked if found.gguf_file else {"dtype": "auto"}
+        weights: dict[str, Any] = {"dtype": dtype or ("float32" if found.gguf_file else "auto")}
+        if found.gguf_file:
+            weights["quantization_config"] = GgufConfig(dequantize=True)
         with sources.readable(source):
             tokenizer = sources.tokenizer(source)
             model = AutoModelForCausalLM.from_pretrained(found.place, **weights, **found.options).eval()
@@ -70,9 +74,9 @@ class LocalJudge(ModelAPI):
     ``thinks`` lets a model think whose chat template knows how to keep it from thinking.
     """
 
-    def __init__(self, model_name: str, *, thinks: bool = False, **inspects: Any) -> None:
+    def __init__(self, model_name: str, *, thinks: bool = False, dtype: DType | None = None, **inspects: Any) -> None:
         super().__init__(model_name, **inspects)
-        self.loaded, self.thinks = _opened(model_name), thinks
+        self.loaded, self.thinks = _opened(model_name, dtype), thinks
         self.waiting: list[Waiting] = []
         self.busy = False
 

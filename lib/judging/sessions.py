@@ -26,6 +26,7 @@ from lib.judging.judges import JudgingError
 from lib.judging.questions import SHOWN, gold_questions, levels_of, questions_about, text_of
 from lib.judging.win_rates import ORDERS
 from lib.run.files import short
+from lib.run.keys import DType
 from lib.run.parameters import JudgingParameters
 from lib.steering.answers import read_answers
 from lib.steering.prompts import choose
@@ -48,6 +49,7 @@ class Asking:
     max_failed_share: float = 0.05
     max_tokens: int = 1024
     thinks: bool = False
+    dtype: DType | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ def plan_sessions(parameters: JudgingParameters, *, steering: Path, gold: Path, 
         parameters.max_failed_share,
         parameters.judge_reply_tokens,
         parameters.judge_thinks,
+        parameters.judge_dtype,
     )
     known = gold_questions(gold, parameters.gold_pairs)
     careful = questions_about(answers)
@@ -111,7 +114,7 @@ def plan_sessions(parameters: JudgingParameters, *, steering: Path, gold: Path, 
 
 def _keyed(questions: pd.DataFrame, judge: str, asking: Asking) -> pd.DataFrame:
     """Add to each key a hash of who is asked what: a kept record answers the same question and no other."""
-    how = f"{judge} {asking.max_tokens} {asking.thinks} "
+    how = f"{judge} {asking.max_tokens} {asking.thinks} " + (f"{asking.dtype} " if asking.dtype else "")
     texts = (how + text_of(row, asking.language) for row in _rows(questions))
     marks = [hashlib.sha256(text.encode()).hexdigest()[:12] for text in texts]
     return questions.assign(key=questions["key"] + "/" + marks)
@@ -227,7 +230,7 @@ def _evaluate(session: Session, some: pd.DataFrame, calls: Calls) -> None:
     with capture_output(stderr=False):
         inspect_ai.eval(
             task,
-            model=judges.model_of(session.judge, thinks=asking.thinks),
+            model=judges.model_of(session.judge, thinks=asking.thinks, dtype=asking.dtype),
             log_dir=str(session.log_dir),
             log_header_only=True,
             log_realtime=False,

@@ -250,6 +250,9 @@ class JudgingKeys(Seeded, Resampled, Judged, Armed, Layered):
     judge_tokens: PositiveInt | None = Field(None, description="at most this many tokens for each judge")
     judge_reply_tokens: PositiveInt = Field(1024, description="at most this many tokens per reply of a judge")
     judge_thinks: bool = Field(False, description="let judges think before they answer; the released one does not")
+    judge_dtype: DType | None = Field(
+        None, description="number format of judges on this machine; by default their files', of a GGUF file float32"
+    )
     judge_retries: int = Field(2, ge=0, description="times that a question without a verdict is asked again")
     max_failed_share: Share = Field(0.05, description="judging does not end while more questions have no verdict")
     gold_pairs: PositiveInt | None = Field(None, description="pairs of known order that test a judge; by default all")

@@ -1,6 +1,7 @@
 """A model on this machine as judge, against transformers alone."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 import torch
@@ -68,6 +69,18 @@ def test_a_local_judge_is_asked_as_every_judge_is_and_once(source, tmp_path):
         assert calls.calls == len(found), "a greedy judge says the same again"
     assert judges.describe(session.judge) == {"judge": f"hf/{source}", "standing": "judged"}
     assert judges.weights_of(judge=session.judge, second_judge="offline") == {"judge": tmp_path / "model"}
+
+
+def test_a_judge_is_opened_in_the_number_format_asked_for_and_is_another_judge_then(source, tmp_path):
+    for dtype, expected in ((None, torch.float32), ("bfloat16", torch.bfloat16)):
+        assert judges.model_of(f"hf/{source}", dtype=dtype).api.loaded.model.dtype == expected
+    few = responses_of().groupby("arm").head(1)
+    session = session_of(few, f"hf/{source}", tmp_path / "logs")
+    of = {
+        dtype: set(sessions._keyed(session.questions, session.judge, replace(session.asking, dtype=dtype))["key"])
+        for dtype in (None, "float32", "bfloat16")
+    }
+    assert len(set.union(*of.values())) == 3 * len(session.questions), "what one said is not what the other says"
 
 
 def test_what_cannot_judge_is_refused(source, tmp_path):
