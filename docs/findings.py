@@ -126,8 +126,11 @@ def front(found: Found) -> str:
             f"under the curve; gain {row['gain']:+.3f}, {row['ci_low']:+.3f} to {row['ci_high']:+.3f}); "
             f"{_by_kind(decided[model])}. {_beyond_twin(twins[twins['model'] == model])}"
         )
-    lines += [f"**{twin}**: {_by_kind(decided[twin])}." for twin in found.profile.twins]
-    lines += [f"**{model}**: {_cosine(found.table('diagnosis', 'cosine', model))}" for model in found.trained]
+    of_twins = pd.concat([decided[twin]["decision"] for twin in found.profile.twins])
+    counts = ", ".join(f"*{decision}* {count}" for decision, count in of_twins.value_counts().items())
+    lines.append(f"**Untrained twins**, {len(of_twins)} decisions: {counts}.")
+    cosines = (f"{model} {_cosine(found.table('diagnosis', 'cosine', model))}" for model in found.trained)
+    lines.append(f"**Published cosine of opposing prototypes**, middle layers: {'; '.join(cosines)}.")
     lines.append(f"**{found.sae_model}**: {in_words(against_best(found.table('alignment', 'alignment')))[0]}")
     return "\n".join(f"* {line}" for line in lines)
 
@@ -148,13 +151,12 @@ def _beyond_twin(twins: pd.DataFrame) -> str:
 
 
 def _cosine(table: pd.DataFrame) -> str:
-    """Say in one sentence what the published cosine of a model is made of."""
+    """Say in a line what the published cosine of a model is made of."""
     share = table[(table["metric"] == "explained_by_length") & table["layer"].isna()].iloc[0]
     mean = cosine.in_the_middle(table)
     return (
-        f"the published cosine of opposing prototypes is {mean['published']:.2f} in the middle layers, length alone gives "
-        f"{mean['length_only']:.2f}, and with length regressed out {mean['length_removed']:.2f} is left: "
-        f"*{cosine.decision(share)}*."
+        f"{mean['published']:.2f}, where length alone gives {mean['length_only']:.2f} and {mean['length_removed']:.2f} is left "
+        f"with length regressed out (*{cosine.decision(share)}*)"
     )
 
 
