@@ -130,3 +130,19 @@ def test_a_larger_model_is_paired_with_the_smaller_one_replicate_by_replicate(mo
     assert less["value"].to_numpy() == pytest.approx(-more["value"].to_numpy())
     assert (less["ci_low"] <= less["value"]).all()
     assert (less["value"] <= less["ci_high"]).all()
+
+
+@pytest.mark.parametrize(
+    ("stem", "stage", "kept"),
+    [
+        ("gains_smollm2-135m", "diagnosis", True),
+        ("gains_smollm2-135m-untrained", "diagnosis", True),
+        (f"alignment_{PROFILE.sae_model}", "alignment", True),
+        ("alignment_smollm2-135m", "alignment", False),
+        ("gains_another-model", "diagnosis", False),
+        ("depth_profiles", "comparison", True),
+    ],
+)
+def test_figures_that_an_earlier_profile_left_are_not_collected(stem, stage, kept, tmp_path):
+    (tmp_path / f"{stem}.json").write_text(json.dumps({"stage": stage}), encoding="utf-8")
+    assert findings._of_this_run(PROFILE, tmp_path / f"{stem}.svg") is kept

@@ -251,7 +251,7 @@ def collect(profile_path: str) -> None:
                 _keep_notebook(resolve(executed(profile, stage, model)))
     write_parquet(FOLDER / "tables" / "rows.parquet", _rows(run))
     for file in sorted((run / "figures").iterdir()):
-        if file.suffix == ".svg":  # its table is among the tables
+        if file.suffix == ".svg" and _of_this_run(profile, file):  # its table is among the tables
             (FOLDER / "figures").mkdir(exist_ok=True)
             shutil.copy(file, FOLDER / "figures" / file.name)
     content = {"profile": short(profile_path), **made_by, "stages": stages}
@@ -299,6 +299,13 @@ def _keep_notebook(path: Path) -> None:
     notebook.metadata.pop("papermill", None)
     (FOLDER / "notebooks").mkdir(parents=True, exist_ok=True)
     write_text_atomically(FOLDER / "notebooks" / path.name, nbformat.writes(notebook) + "\n")
+
+
+def _of_this_run(profile: Profile, figure: Path) -> bool:
+    """Say whether a stage of the profile drew a figure; an earlier profile of the same run may have left others."""
+    stage = json.loads(figure.with_suffix(".json").read_text(encoding="utf-8"))["stage"]
+    mine = models_of(profile, stage)
+    return not STAGES[stage].per_model or any(figure.stem.endswith(f"_{model}") for model in mine)
 
 
 def _rows(run: Path) -> pd.DataFrame:
