@@ -172,7 +172,7 @@ def _inputs(stages: dict[str, Any]) -> pd.DataFrame:
         (directory, name, sha256[:16])
         for directory, recorded in stages.items()
         for name, sha256 in recorded["identity"]["inputs"].items()
-        if directory == "vectors" or name in ("prompts", "gold", "rubrics", "judge", "second_judge")
+        if directory == "vectors" or name in ("prompts", "gold", "rubrics", "judge", "second_judge", "model_source")
     ]
     rows += [
         (directory, name, str(value)[:64])
