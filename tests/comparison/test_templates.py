@@ -1,8 +1,8 @@
 """A model under other words around the action: paired with its first reading, counted once, and the claim that follows."""
 
-import numpy as np
 import pandas as pd
 import pytest
+from comparison.planted import gains, regressed
 from scipy.stats import t as student
 
 from lib.claims import evidence, ledger
@@ -10,24 +10,11 @@ from lib.comparison import regressions
 from lib.comparison.templates import CONTRAST, contrasts
 from lib.diagnosis.measurement import DEGREES, WITHOUT
 from lib.paper import models as paper_models
-from lib.run.parameters import ComparisonParameters
 from lib.run.profile import load_profile
 
 READINGS = {"asked": "model"}
 MARGINS = {"categorical": 0.02, "dimensional": 0.01}
 CLAIM = ledger.read_claims("data/published_claims.csv").query("id == 'P2-templates'")
-
-
-def gains(of_place, *, seed=0, noise=0.002):
-    """What stage 03 measures: (kind, layer) -> gain; the replicates vary alike, and a little on their own by the seed."""
-    shared = np.random.default_rng(0).normal(size=len(WITHOUT)) * 0.05
-    rows = []
-    for (kind, layer), gain in of_place.items():
-        own = np.random.default_rng([seed, layer]).normal(size=len(WITHOUT)) * noise
-        rows.append({"kind": kind, "pooling": "last", "layer": float(layer), "gain": gain, "n": 100})
-        rows[-1] |= dict(zip(WITHOUT, gain + shared + own, strict=True))
-    control = {"kind": "categorical", "pooling": "length_only", "layer": np.nan, "gain": 0.9, "n": 100}
-    return pd.DataFrame([*rows, control | dict.fromkeys(WITHOUT, 0.9)])
 
 
 def compared(first, other):
@@ -40,7 +27,7 @@ def outcome(table):
 
 
 def test_one_place_has_the_interval_of_paired_replicates():
-    first, other = gains({("categorical", 3): 0.05}), gains({("categorical", 3): 0.09}, seed=1)
+    first, other = gains({("categorical", 3): 0.05}), gains({("categorical", 3): 0.09}, own=1)
     (row,) = compared(first, other).to_dict("records")
     assert list(row) == CONTRAST
     without = (other[WITHOUT].iloc[0] - first[WITHOUT].iloc[0]).to_numpy(float)
@@ -53,7 +40,7 @@ def test_one_place_has_the_interval_of_paired_replicates():
 def test_intervals_hold_for_all_places_at_once_so_more_places_make_them_wider():
     one = {("categorical", 0): 0.05}
     many = one | {("categorical", layer): 0.05 for layer in range(1, 12)}
-    alone, among = (compared(gains(places), gains(places, seed=1)) for places in (one, many))
+    alone, among = (compared(gains(places), gains(places, own=1)) for places in (one, many))
     width = [(table["ci_high"] - table["ci_low"]).iloc[0] for table in (alone, among)]
     assert width[1] > 1.2 * width[0]
 
@@ -73,7 +60,7 @@ def test_the_claim_holds_where_a_difference_is_beyond_its_margin_for_sure(shift,
     places = {("categorical", 0): 0.05, ("categorical", 9): 0.03, ("dimensional", 9): 0.01}
     first = gains(places, noise=noise)
     for sign in (1, -1):
-        moved = gains(places | {("categorical", 9): 0.03 + sign * shift}, seed=1, noise=noise)
+        moved = gains(places | {("categorical", 9): 0.03 + sign * shift}, own=1, noise=noise)
         found = outcome(compared(first, moved))
         assert found["decision"] == decision
         if decision == ledger.REPRODUCED:
@@ -95,15 +82,7 @@ def test_readings_of_one_model_are_one_model_of_a_regression():
     }  # the demo's models have a family and a size, so nothing but this keeps it out
     facts = regressions.facts([*names, *readings], readings=readings)
     assert list(facts.loc[~regressions.counted(facts), "name"]) == ["moral-small"]
-    values = np.random.default_rng(0).normal(size=len(facts)) * 0.01
-    values[-1] = 100.0
-    decided = pd.DataFrame({"model": facts["name"], "kind": "gradient", "ours": values, "careful": values, "gain": 0.1})
-    decided = decided.assign(ci_low=0.09, ci_high=0.11, margin=0.02, ceiling=np.nan)
-    parameters = ComparisonParameters(run_dir="runs/none", models=names)
-    found, without = (
-        regressions.regressions(regressions.comparable(table, facts, parameters=parameters))
-        for table in (decided, decided[:-1])
-    )
+    found, without = regressed(facts, 1)
     pd.testing.assert_frame_equal(found, without)
 
 

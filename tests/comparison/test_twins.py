@@ -1,31 +1,21 @@
 """A model less its untrained twin: paired, replicate by replicate, against the twin's reading that leaves least."""
 
-import numpy as np
 import pandas as pd
 import pytest
+from comparison import planted
 from scipy.stats import t as student
 
 from lib.comparison import regressions
 from lib.comparison.twins import CONTRAST, contrasts
 from lib.diagnosis.measurement import DEGREES, WITHOUT
 from lib.paper import models as paper_models
-from lib.run.parameters import ComparisonParameters
 
 TWINS = {"untrained": "model"}
 
 
-def gains(*readings, kind="categorical", seed=0, noise=0.002):
-    """What stage 03 measures: readings (layer, gain), and a wordlike control; the replicates of a seed vary alike."""
-    shared = np.random.default_rng(seed).normal(size=len(WITHOUT)) * 0.05
-    rows = []
-    for layer, gain in readings:
-        own = np.random.default_rng([seed, layer, int(gain * 1000)]).normal(size=len(WITHOUT)) * noise
-        rows.append({"kind": kind, "pooling": "last", "layer": float(layer), "gain": gain, "n": 100})
-        rows[-1] |= dict(zip(WITHOUT, gain + shared + own, strict=True))
-    control = {"kind": kind, "pooling": "length_only", "layer": np.nan, "gain": 0.9, "n": 100} | dict.fromkeys(
-        WITHOUT, 0.9
-    )
-    return pd.DataFrame([*rows, control])
+def gains(*readings, kind="categorical", seed=0):
+    """Gains of one kind, as (layer, gain)."""
+    return planted.gains({(kind, layer): gain for layer, gain in readings}, seed=seed)
 
 
 def test_the_interval_is_that_of_paired_replicates():
@@ -65,15 +55,7 @@ def test_untrained_models_change_no_regression():
     facts = regressions.facts([*names, *twins], twins)
     assert (facts.set_index("name").loc[list(twins), "variant"] == regressions.UNTRAINED).all()
     assert (facts["variant"] == regressions.UNTRAINED).sum() == 2
-    values = np.random.default_rng(0).normal(size=len(facts)) * 0.01
-    values[-2:] = 100.0
-    decided = pd.DataFrame({"model": facts["name"], "kind": "gradient", "ours": values, "careful": values, "gain": 0.1})
-    decided = decided.assign(ci_low=0.09, ci_high=0.11, margin=0.02, ceiling=np.nan)
-    parameters = ComparisonParameters(run_dir="runs/none", models=names)
     # The demo's own untrained models have a family and a size, so nothing but the variant keeps them out.
-    found, without = (
-        regressions.regressions(regressions.comparable(table, facts, parameters=parameters))
-        for table in (decided, decided[:-2])
-    )
+    found, without = planted.regressed(facts, 2)
     pd.testing.assert_frame_equal(found, without)
     assert found["n"].max() == len(names)
