@@ -159,9 +159,11 @@ def _size_on_disk(directory: Path) -> Size | None:
             header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
         counts |= {name: _numbers(name, item) for name, item in header.items() if name != "__metadata__"}
     layers, width, experts = (
-        next((config[key] for key in keys if config.get(key)), 1) for keys in (LAYERS, WIDTH, EXPERTS)
+        next((config[key] for key in keys if config.get(key)), None) for keys in (LAYERS, WIDTH, EXPERTS)
     )
-    active = _active(counts, ".experts.", (config.get("num_experts_per_tok") or 1) / experts)
+    if layers is None or width is None:
+        return None
+    active = _active(counts, ".experts.", (config.get("num_experts_per_tok") or 1) / (experts or 1))
     return Size(sum(counts.values()), active, layers, width)
 
 

@@ -47,6 +47,11 @@ def test_the_plan_reads_a_local_models_size_from_its_files(family, tmp_path):
     assert on_disk == pytest.approx(preflight.size_from_config(configuration(FAMILIES[family])))
 
 
+def test_a_local_model_whose_configuration_names_no_blocks_is_of_unknown_size(tmp_path):
+    (tmp_path / "config.json").write_text('{"hidden_size": 32}', encoding="utf-8")
+    assert workload.size(ModelSource(name="local", path=str(tmp_path))) is None
+
+
 def test_a_configuration_of_a_large_model_is_counted_without_allocating_it():
     config = transformers.Qwen3Config(
         vocab_size=151_936, hidden_size=4096, intermediate_size=12_288, num_hidden_layers=36,
