@@ -18,7 +18,7 @@ from lib.diagnosis.figures import COLOURS_OF_LINES
 from lib.plotting import keep
 from lib.run.files import write_text_atomically
 from lib.run.profile import load_profile
-from workflow.findings import FOLDER, Found, headline
+from workflow.findings import FOLDER, Found, explained_by_length, headline
 
 TEMPLATE = FOLDER / "page.md"
 """What the page says in words; ``{...}`` are generated from the tables."""
@@ -83,7 +83,7 @@ def page(found: Found) -> str:
         "diagnosed": f"{rows['diagnosed'].sum():,}",
         "commit": recorded["commit"][:12],
         "hours": f"{sum(stage['wall_seconds'] for stage in recorded['stages'].values()) / 3600:.1f}",
-        "prompts": prompts_of(recorded, found),
+        "prompts": found.profile.prompt_limit,
         "sae_model": found.sae_model,
         "arms": len(found.profile.arms),
         **{key: getattr(found.profile, key) for key in ("max_new_tokens", "second_judge_prompts", "gold_pairs")},
@@ -100,25 +100,19 @@ def committed() -> Found:
 def front_page() -> str:
     """Return the finding as the project's README and its book open with it: figure, sentences, what they are worth."""
     found = committed()
-    prompts = prompts_of(json.loads((FOLDER / "manifest.json").read_text(encoding="utf-8")), found)
     return (
         f"![{ALT}](findings/figures/headline.svg)\n\n{front(found)}\n\n"
-        f"Small models, a part of the annotations with `rot-agree` in place of `action-agree`, {prompts} prompts and a small "
-        "judge: what the paper's measures respond to, no decision on its 23 models. [The whole finding](findings/README.md)."
+        f"Small models, a part of the annotations with `rot-agree` in place of `action-agree`, {found.profile.prompt_limit} "
+        "prompts and small judges: what the paper's measures respond to, no decision on its 23 models. "
+        "[The whole finding](findings/README.md)."
     )
-
-
-def prompts_of(recorded: dict[str, Any], found: Found) -> int:
-    """Return how many prompts were answered."""
-    return int(recorded["stages"][f"steering/{found.sae_model}"]["identity"]["parameters"]["prompt_limit"])
 
 
 def front(found: Found) -> str:
     """Return the finding in a few sentences, as the README opens with it."""
-    twins, decided = found.table("comparison", "twins"), {}
+    twins = found.table("comparison", "twins")
+    decided = {model: found.table("diagnosis", "decisions", model).set_index("kind") for model in found.models}
     lines = []
-    for model in found.models:
-        decided[model] = found.table("diagnosis", "decisions", model).set_index("kind")
     for model in found.trained:
         row = decided[model].loc["categorical"]
         lines.append(
@@ -152,11 +146,10 @@ def _beyond_twin(twins: pd.DataFrame) -> str:
 
 def _cosine(table: pd.DataFrame) -> str:
     """Say in a line what the published cosine of a model is made of."""
-    share = table[(table["metric"] == "explained_by_length") & table["layer"].isna()].iloc[0]
     mean = cosine.in_the_middle(table)
     return (
         f"{mean['published']:.2f}, where length alone gives {mean['length_only']:.2f} and {mean['length_removed']:.2f} is left "
-        f"with length regressed out (*{cosine.decision(share)}*)"
+        f"with length regressed out (*{cosine.decision(explained_by_length(table))}*)"
     )
 
 

@@ -31,7 +31,7 @@ from lib.run.files import PROJECT, CompanionError, errors_said, resolve, short, 
 from lib.run.profile import Profile, load_profile
 from lib.run.stage import read_manifest
 from lib.run.table import STAGES
-from workflow.freshness import stale
+from workflow.freshness import named, stale
 from workflow.report import executed, manifest, missing, models_of
 from workflow.start import snakemake
 
@@ -107,11 +107,16 @@ def _of_cosine(found: Found) -> Iterator[tuple[Any, ...]]:
     question = "Is the published cosine explained by length?"
     for model in found.models:
         table = found.table("diagnosis", "cosine", model)
-        share = table[(table["metric"] == "explained_by_length") & table["layer"].isna()].iloc[0]
+        share = explained_by_length(table)
         means = cosine.in_the_middle(table)
         beside = f"middle layers: published cosine {means['published']:.2f}, length alone {means['length_only']:.2f}"
         numbers = (share["value"], share["ci_low"], share["ci_high"])
         yield question, model, "share of the way to length alone", *numbers, beside, cosine.decision(share)
+
+
+def explained_by_length(table: pd.DataFrame) -> pd.Series:
+    """Return the row of a model's cosines that says how far length accounts for the published one, over its middle layers."""
+    return table[(table["metric"] == "explained_by_length") & table["layer"].isna()].iloc[0]
 
 
 def _of_decisions(found: Found) -> Iterator[tuple[Any, ...]]:
@@ -155,18 +160,19 @@ def _of_size(found: Found) -> Iterator[tuple[Any, ...]]:
         more = twins.contrasts(gains, twins={smaller: larger}, seed=found.profile.seed)
         less = twins.contrasts(gains, twins={larger: smaller}, seed=found.profile.seed)
         for (_, up), (_, down) in zip(more.iterrows(), less.iterrows(), strict=True):
-            numbers, own, other = (up["difference"], up["ci_low"], up["ci_high"]), up["gain"], up["twin_gain"]
-            answer = f"more than {smaller}" if up["ci_low"] > 0 else "no difference to tell"
+            row, answer = up, f"more than {smaller}" if up["ci_low"] > 0 else "no difference to tell"
             if down["ci_low"] > 0:
-                numbers, own, other = (
-                    (-down["difference"], -down["ci_high"], -down["ci_low"]),
-                    down["twin_gain"],
-                    down["gain"],
-                )
-                answer = f"less than {smaller}"
-            measure = f"gain less that of {smaller}, {GAIN_UNITS[up['kind']]}"
-            beside = f"gain {own:.3f}, of {smaller} {other:.3f}"
-            yield f"Does it grow with size: {up['kind']}?", larger, measure, *numbers, beside, answer
+                row, answer = _turned(down), f"less than {smaller}"
+            measure = f"gain less that of {smaller}, {GAIN_UNITS[row['kind']]}"
+            beside = f"gain {row['gain']:.3f}, of {smaller} {row['twin_gain']:.3f}"
+            numbers = row[["difference", "ci_low", "ci_high"]]
+            yield f"Does it grow with size: {row['kind']}?", larger, measure, *numbers, beside, answer
+
+
+def _turned(contrast: pd.Series) -> pd.Series:
+    """Return a contrast as seen from the other of its two models."""
+    turned = {"gain": contrast["twin_gain"], "twin_gain": contrast["gain"], "difference": -contrast["difference"]}
+    return pd.Series({**contrast, **turned, "ci_low": -contrast["ci_high"], "ci_high": -contrast["ci_low"]})
 
 
 def _of_clusters(found: Found) -> Iterator[tuple[Any, ...]]:
@@ -231,7 +237,7 @@ def collect(profile_path: str) -> None:
     profile = load_profile(profile_path)
     if len(lacking := missing(profile)):
         raise FindingsError(f"runs/{profile.run} is not finished: {', '.join(lacking['stage'].unique())} missing")
-    if others := [f"{stage} of {model} was {why}" for stage, model, why in stale(profile)]:
+    if others := [f"{named(stage, model)} was {why}" for stage, model, why in stale(profile)]:
         raise FindingsError(f"runs/{profile.run} is not what this code makes: {'; '.join(others)}")
     # Asked before anything is written.
     made_by = {"commit": _git("rev-parse", "HEAD"), "clean": not _git("status", "--porcelain")}

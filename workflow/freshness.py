@@ -27,9 +27,13 @@ def freshen(profile: Profile) -> list[str]:
                 resolve(executed(profile, stage, model)).unlink(missing_ok=True)
     for stage, model, why in stale(profile):
         resolve(executed(profile, stage, model)).unlink(missing_ok=True)
-        named = f"{stage} of {model}" if STAGES[stage].per_model else stage
-        lines.append(f"{named}: its results were {why}; it runs again")
+        lines.append(f"{named(stage, model)}: its results were {why}; it runs again")
     return lines
+
+
+def named(stage: str, model: str) -> str:
+    """Name a job for a reader: the stage and, if it runs per model, the model."""
+    return f"{stage} of {model}" if STAGES[stage].per_model else stage
 
 
 def stale(profile: Profile) -> Iterator[tuple[str, str, str]]:

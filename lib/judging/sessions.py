@@ -114,6 +114,7 @@ def plan_sessions(parameters: JudgingParameters, *, steering: Path, gold: Path, 
 
 def _keyed(questions: pd.DataFrame, judge: str, asking: Asking) -> pd.DataFrame:
     """Add to each key a hash of who is asked what: a kept record answers the same question and no other."""
+    # Verdicts from before there was a dtype keep their keys.
     how = f"{judge} {asking.max_tokens} {asking.thinks} " + (f"{asking.dtype} " if asking.dtype else "")
     texts = (how + text_of(row, asking.language) for row in _rows(questions))
     marks = [hashlib.sha256(text.encode()).hexdigest()[:12] for text in texts]
