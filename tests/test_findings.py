@@ -102,6 +102,13 @@ def test_results_that_this_code_would_not_make_are_not_collected(monkeypatch):
         findings.collect("findings/profile.yaml")
 
 
+def test_a_model_that_was_read_twice_is_no_larger_one():
+    first, *_ = PROFILE.models
+    again = first.model_copy(update={"name": "asked", "template": "Is it right to {action}?"})
+    asked = PROFILE.model_copy(update={"models": [*PROFILE.models, again]})
+    assert findings.Found(asked, findings.FOLDER).trained == found().trained
+
+
 def test_a_larger_model_is_paired_with_the_smaller_one_replicate_by_replicate(monkeypatch):
     """A model beside a copy of itself has no difference; with .1 added to every gain it has .1 more, or less the other way."""
     gains = {model: found().table("diagnosis", "gains", "smollm2-135m") for model in ("small", "large")}

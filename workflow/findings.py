@@ -76,8 +76,8 @@ class Found:
 
     @property
     def trained(self) -> list[str]:
-        """The models that are no untrained twin."""
-        return [model for model in self.models if model not in self.profile.twins]
+        """The models that are no untrained twin and no further reading of one before, each once."""
+        return [model for model in self.models if model not in {*self.profile.twins, *self.profile.readings}]
 
     @property
     def sae_model(self) -> str:
