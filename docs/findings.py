@@ -28,7 +28,7 @@ ALT = "Gain over words in margins, one row per kind of indifference, for each mo
 
 def gains_and_twins(frame: pd.DataFrame) -> Figure:
     """Gain over words of each model at its best layer, in margins of its kind, with 95% intervals; the band counts as none."""
-    figure, ax = plt.subplots(figsize=(7, 4))
+    figure, ax = plt.subplots(figsize=(7, 4.6))
     ax.axvspan(-1, 1, color="0.9", zorder=0)
     ax.axvline(0, color="0.4", linewidth=0.8)
     kinds, models = list(frame["kind"].unique()), list(frame["model"].unique())
@@ -37,7 +37,7 @@ def gains_and_twins(frame: pd.DataFrame) -> Figure:
         own = frame[frame["model"] == model].set_index("kind").loc[kinds]
         trained = own["trained"].iloc[0]
         gain, low, high = (own[column] / own["margin"] for column in ("gain", "ci_low", "ci_high"))
-        places = [index + 0.16 * (offset - (len(models) - 1) / 2) for index in range(len(kinds))]
+        places = [index + 0.15 * (offset - (len(models) - 1) / 2) for index in range(len(kinds))]
         filled = None if model == trained else "white"
         ax.errorbar(
             gain, places, xerr=(gain - low, high - gain), fmt="o", color=colours[trained], mfc=filled, capsize=2, label=model
@@ -53,7 +53,8 @@ def write() -> None:
     """Write the headline, its figure and the page, from ``findings/tables``."""
     found = committed()
     write_text_atomically(FOLDER / "headline.csv", headline(found).to_csv(index=False, float_format="%.6g"))
-    of_models = {model: found.table("diagnosis", "decisions", model) for model in found.models}
+    drawn = [model for model in found.models if model not in found.profile.readings]
+    of_models = {model: found.table("diagnosis", "decisions", model) for model in drawn}
     frame = pd.concat(of_models, names=["model"]).reset_index("model")
     frame["trained"] = frame["model"].replace(found.profile.twins)
     frame = frame[["model", "trained", "kind", "gain", "ci_low", "ci_high", "margin"]]
@@ -109,39 +110,49 @@ def front_page() -> str:
 
 
 def front(found: Found) -> str:
-    """Return the finding in a few sentences, as the README opens with it."""
-    twins = found.table("comparison", "twins")
+    """Return the finding in a few sentences, one per question, as the README opens with it."""
     decided = {model: found.table("diagnosis", "decisions", model).set_index("kind") for model in found.models}
-    lines = []
+    areas = []
     for model in found.trained:
         row = decided[model].loc["categorical"]
-        lines.append(
-            f"**{model}**: virtue against vice {row['words']:.3f} by words alone, {row['careful']:.3f} with the model (area "
-            f"under the curve; gain {row['gain']:+.3f}, {row['ci_low']:+.3f} to {row['ci_high']:+.3f}); "
-            f"{_by_kind(decided[model])}. {_beyond_twin(twins[twins['model'] == model])}"
+        areas.append(
+            f"{model} {row['words']:.3f} by words alone, {row['careful']:.3f} with the model (gain {row['gain']:+.3f}, "
+            f"{row['ci_low']:+.3f} to {row['ci_high']:+.3f})"
         )
+    by_kind = (f"{model}: {_by_answer(decided[model]['decision'])}" for model in found.trained)
     of_twins = pd.concat([decided[twin]["decision"] for twin in found.profile.twins])
     counts = ", ".join(f"*{decision}* {count}" for decision, count in of_twins.value_counts().items())
-    lines.append(f"**Untrained twins**, {len(of_twins)} decisions: {counts}.")
+    table = headline(found)
     cosines = (f"{model} {_cosine(found.table('diagnosis', 'cosine', model))}" for model in found.trained)
-    lines.append(f"**Published cosine of opposing prototypes**, middle layers: {'; '.join(cosines)}.")
-    lines.append(f"**{found.sae_model}**: {in_words(against_best(found.table('alignment', 'alignment')))[0]}")
+    lines = [
+        f"**Signal beyond words**, by kind of indifference: {'. '.join(by_kind)}. Virtue against vice, area under the curve: "
+        f"{'; '.join(areas)}.",
+        f"**Untrained twins**, {len(of_twins)} decisions: {counts}. Each model beside its twin, paired: "
+        f"{_by_model(table, 'More than its untrained twin')}.",
+        f"**Larger models**, each beside the one before it, paired: {_by_model(table, 'Does it grow with size')}.",
+        f"**Published cosine of opposing prototypes**, middle layers: {'; '.join(cosines)}.",
+        f"**Alignment** of {found.sae_model}. {in_words(against_best(found.table('alignment', 'alignment')))[0]}",
+    ]
     return "\n".join(f"* {line}" for line in lines)
 
 
-def _by_kind(decided: pd.DataFrame) -> str:
-    """Name the kinds of each decision, kinds that are decided alike together."""
-    alike = decided.groupby("decision", sort=False).groups
-    return "; ".join(f"*{decision}*: {', '.join(kinds)}" for decision, kinds in alike.items())
+def _by_model(table: pd.DataFrame, question: str) -> str:
+    """Say what the headline answers to a question that is asked of every kind, model by model."""
+    asked = table[table["question"].str.startswith(question)]
+    kinds = asked["question"].str.removeprefix(f"{question}: ").str.removesuffix("?")
+    answers = asked.set_index(kinds)[["model", "answer"]]
+    return ". ".join(
+        f"{model}: {_by_answer(answers.loc[answers['model'] == model, 'answer'])}"
+        for model in answers["model"].unique()
+    )
 
 
-def _beyond_twin(twins: pd.DataFrame) -> str:
-    """Say in which kinds a model has more than its untrained twin; differences are paired, replicate by replicate."""
-    if twins.empty:
-        return ""
-    more = twins["ci_low"] > 0
-    beyond, open_ = (", ".join(twins.loc[chosen, "kind"]) or "none" for chosen in (more, ~more))
-    return f"More than its untrained twin, replicate by replicate: {beyond}; no difference to tell: {open_}."
+def _by_answer(answers: pd.Series) -> str:
+    """Name the kinds of each answer, kinds with the same answer together."""
+    alike = answers.groupby(answers, sort=False).groups
+    if len(alike) == 1:
+        return f"*{answers.iloc[0]}* in all {len(answers)}"
+    return "; ".join(f"*{answer}* in {', '.join(kinds)}" for answer, kinds in alike.items())
 
 
 def _cosine(table: pd.DataFrame) -> str:

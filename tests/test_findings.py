@@ -140,6 +140,42 @@ def test_a_larger_model_is_paired_with_the_smaller_one_replicate_by_replicate(mo
 
 
 @pytest.mark.parametrize(
+    ("low", "high", "answer"),
+    [
+        (-0.015, 0.015, "not by more than the margin"),
+        (0.001, 0.019, "not by more than the margin"),
+        (0.021, 0.05, "it does"),
+        (-0.05, -0.021, "it does"),
+        (0.019, 0.05, "undecided"),
+        (-0.03, 0.01, "undecided"),
+    ],
+)
+def test_a_reading_under_another_template_is_said_to_differ_where_it_surely_does(low, high, answer, monkeypatch):
+    """The margin is .02; at a second place both readings are the same."""
+    columns = ["kind", "model", "reading", "pooling", "layer", "gain", "reading_gain", "margin", "difference", "ci_low"]
+    place = ("categorical", "small", "bare", "last")
+    value = (low + high) / 2
+    table = pd.DataFrame(
+        [(*place, 0, 0.1, 0.1, 0.02, 0.0, 0.0, 0.0), (*place, 1, 0.1, 0.1 + value, 0.02, value, low, high)],
+        columns=[*columns, "ci_high"],
+    )
+    monkeypatch.setattr(findings.Found, "table", lambda self, stage, name, model=None: table)
+    (row,) = findings._of_templates(found())
+    said = dict(zip(findings.HEADLINE, row, strict=True))
+    assert said["answer"] == answer
+    assert said["model"] == "bare"
+    if answer == "it does":
+        assert (said["value"], said["ci_low"], said["ci_high"]) == (value, low, high)
+        assert "after layer 1" in said["beside"]
+
+
+def test_the_front_names_every_kind_of_every_model_once():
+    answers = pd.Series({"categorical": "more", "gradient": "none to tell", "structural": "more"})
+    assert pages._by_answer(answers) == "*more* in categorical, structural; *none to tell* in gradient"
+    assert pages._by_answer(answers[["categorical", "structural"]]) == "*more* in all 2"
+
+
+@pytest.mark.parametrize(
     ("stem", "stage", "kept"),
     [
         ("gains_smollm2-135m", "diagnosis", True),

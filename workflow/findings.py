@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import numpy as np
 import pandas as pd
 import yaml
 
@@ -99,7 +100,7 @@ def headline(found: Found) -> pd.DataFrame:
         Columns ``HEADLINE``: the question, whose answer it is, what was measured, its value with a 95% interval, what stands
         beside it, and the answer that the stages' own rules give.
     """
-    parts = (_of_cosine, _of_decisions, _of_twins, _of_size, _of_clusters, _of_alignment, _of_judging)
+    parts = (_of_cosine, _of_decisions, _of_twins, _of_size, _of_templates, _of_clusters, _of_alignment, _of_judging)
     return pd.DataFrame([row for part in parts for row in part(found)], columns=HEADLINE)
 
 
@@ -173,6 +174,26 @@ def _turned(contrast: pd.Series) -> pd.Series:
     """Return a contrast as seen from the other of its two models."""
     turned = {"gain": contrast["twin_gain"], "twin_gain": contrast["gain"], "difference": -contrast["difference"]}
     return pd.Series({**contrast, **turned, "ci_low": -contrast["ci_high"], "ci_high": -contrast["ci_low"]})
+
+
+def _of_templates(found: Found) -> Iterator[tuple[Any, ...]]:
+    """Each further reading of a model beside its first, where the two differ most surely; intervals hold for all places."""
+    contrasts = found.table("comparison", "templates")
+    for (kind, reading), part in contrasts.groupby(["kind", "reading"], sort=False):
+        least = np.maximum(part["ci_low"], -part["ci_high"])
+        row = part.loc[least.idxmax()]
+        answer = "undecided"
+        if least.max() > row["margin"]:
+            answer = "it does"
+        elif (part[["ci_low", "ci_high"]].abs().max(axis=1) <= row["margin"]).all():
+            answer = "not by more than the margin"
+        beside = (
+            f"gain {row['gain']:.3f}, of this reading {row['reading_gain']:.3f} after layer {row['layer']:.0f} "
+            f"({row['pooling']}); margin {row['margin']:g}"
+        )
+        measure = f"gain less that of {row['model']}, {GAIN_UNITS[kind]}"
+        numbers = row[["difference", "ci_low", "ci_high"]]
+        yield f"Does it depend on the template: {kind}?", reading, measure, *numbers, beside, answer
 
 
 def _of_clusters(found: Found) -> Iterator[tuple[Any, ...]]:
