@@ -119,7 +119,7 @@ notebooks: $(TEST) reproduce ## execute the committed notebooks again, with the 
 book: $(BOOK) ## build the book (build/book/html); needs nothing but the committed notebooks, or those of PROFILE's run
 	$(BIN)/python -m docs.build "$(PROFILE)"
 
-readme: $(BOOK) ## write the README's tables of claims and benchmarks, and the profiles' JSON Schema for editors
+readme: $(BOOK) ## write the README's generated parts, findings/README.md, and the profiles' JSON Schema for editors
 	$(BIN)/python -m docs.readme
 	$(BIN)/python -m workflow.schema
 

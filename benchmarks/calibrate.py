@@ -100,17 +100,24 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
 def sentences(table: pd.DataFrame) -> str:
     """Say what the calibration found, from the numbers of :func:`summary`; intervals are exact binomial ones of 95%."""
     null = table[table["effect"] == 0]
-    worst = null.loc[null["rate_signal"].idxmax()]
-    moderate = table[table["effect"] == MODERATE]
-    moderate = moderate[moderate["rows"] == moderate["rows"].max()]
-    power = "; ".join(f"{row.decision} {_rate(row.rate_signal, row.runs)}" for row in moderate.itertuples())
     found = null["rate_signal"] @ null["runs"] / null["runs"].sum()
+    worst = null.loc[null["rate_signal"].idxmax()]
+    where = f"{worst['world']} ({worst['decision']}, {worst['rows']:,} rows, width {worst['width']})"
+    highest = f"in the worst world, {where}, in {_rate(worst['rate_signal'], worst['runs'])}"
+    moderate = table[table["effect"] == MODERATE].assign(signals=lambda part: part["rate_signal"] * part["runs"])
+    totals = moderate.groupby(["rows", "decision"])[["signals", "runs"]].sum()
+    power = "; ".join(
+        f"with {rows:,} rows in "
+        + ", ".join(
+            f"{row.Index[1]} {_rate(row.signals / row.runs, row.runs)} of {row.runs}" for row in part.itertuples()
+        )
+        for rows, part in totals.groupby("rows")
+    )
     return (
-        f"In worlds without effect, confounded ones among them, the decision was *signal* in {_rate(found, null['runs'].sum())} "
-        f"of {null['runs'].sum():,} decisions; in the worst of them, {worst['world']} ({worst['decision']}, "
-        f"{worst['rows']:,} rows, width {worst['width']}), in {_rate(worst['rate_signal'], worst['runs'])} of {worst['runs']}. "
-        f"With an effect of {MODERATE:g} of the label's variance and {moderate['rows'].max():,} rows it was found in: {power}. "
-        "Intervals of a gain are made to hold at all readings at once with 95%; that of the first one held in "
+        f"Without effect, confounded worlds among them, the decision was *signal* in {_rate(found, null['runs'].sum())} "
+        f"of {null['runs'].sum():,} decisions, {highest if worst['rate_signal'] else 'in none of the worlds'}. "
+        f"An effect of {MODERATE:g} of the label's variance was found {power} runs. "
+        "Intervals of a gain are made to hold for all layers and poolings at once with 95%; that of the first layer held in "
         f"{table['coverage'] @ table['runs'] / table['runs'].sum():.1%} of runs."
     )
 

@@ -66,13 +66,15 @@ def _result(numbers: list[float]) -> str:
 
 
 def markdown(rows: pd.DataFrame) -> str:
-    """The table as the README shows it."""
+    """The table as the README shows it, and in a sentence what has not been measured."""
     lines = ["| what | against | result: median (min to max) | seconds, ours | machine |", "|---|---|---|---|---|"]
-    for row in rows.itertuples():
+    for row in rows[rows["result"] != NOT_MEASURED].itertuples():
         seconds = "" if pd.isna(row.ours_seconds_median) else f"{row.ours_seconds_median:.2f}"
-        where = row.device if pd.isna(row.machine) else f"{row.machine}; torch {row.torch}; load {row.load}"
+        where = f"{row.machine}; torch {row.torch}" + ("" if pd.isna(row.load) else f"; load {row.load}")
         lines.append(f"| {row.cell} | {row.peer} | {row.result} | {seconds} | {where} |")
-    return "\n".join(lines) + "\n"
+    waiting = [f"{row.cell} ({row.device})" for row in rows[rows["result"] == NOT_MEASURED].itertuples()]
+    said = [f"\n{NOT_MEASURED.capitalize()} yet: {'; '.join(waiting)}."] if waiting else []
+    return "\n".join(lines + said) + "\n"
 
 
 def at_paper_size(path: Path) -> str:

@@ -26,7 +26,7 @@ from docs import findings, interactive
 from docs.both_sides import both_sides
 from docs.errors import errors_page
 from docs.markdown import markdown_table
-from lib.claims.ledger import DEMO_STANDING, FILE, NOT_RUN, SCIENTIFIC, summary
+from lib.claims.ledger import DEMO_STANDING, NOT_RUN, SCIENTIFIC, summary
 from lib.run.files import PROJECT, CompanionError, errors_said, resolve, sha256_of_file, short, write_text_atomically
 from lib.run.profile import ModelSource, Profile, load_profile
 from lib.run.provenance import sha256_of_json
@@ -130,15 +130,12 @@ def write(path: Path, text: str) -> None:
 
 
 def ledger_page(table: pd.DataFrame) -> str:
-    """Return the ledger as Markdown: measured claims paper by paper; what was not run, and counts of files, folded below."""
-    scientific, counts = table[table["group"] == SCIENTIFIC], table[table["group"] == FILE]
-    not_run = scientific[scientific["decision"] == NOT_RUN]
+    """Return the ledger as Markdown: measured claims paper by paper; what was not run folded below."""
+    not_run = table[(table["group"] == SCIENTIFIC) & (table["decision"] == NOT_RUN)]
     return (
         f"{headline(table)}\n\n{claims_part(table)}\n\n"
         f"<details><summary>{len(not_run)} claims that this run could not speak to, and why</summary>\n\n"
-        f"{reasons_table(not_run)}\n\n</details>\n\n"
-        f"<details><summary>Counts of files: {summary(counts, FILE)}</summary>\n\n"
-        f"{reasons_table(counts)}\n\n</details>\n"
+        f"{reasons_table(not_run)}\n\n</details>\n"
     )
 
 

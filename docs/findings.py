@@ -23,11 +23,19 @@ from workflow.findings import FOLDER, Found, explained_by_length, headline
 TEMPLATE = FOLDER / "page.md"
 """What the page says in words; ``{...}`` are generated from the tables."""
 
-ALT = "Gain over words in margins, one row per kind of indifference, for each model and its untrained twin."
+ALT = "Gain over words in margins, one row per kind of indifference, for each model and, where there is one, its untrained twin."
+
+
+WORDS = (
+    "*Words alone*: a linear model of an action's words, pairs of words and groups of letters. *Gain*: what a model's residual "
+    "stream adds to it on held-out actions. *Untrained twin*: the same configuration with random weights. *Margin*: the largest "
+    "gain that may still be called equivalent to words. Intervals are 95% ones."
+)
+"""The terms that the finding uses, before it uses them."""
 
 
 def gains_and_twins(frame: pd.DataFrame) -> Figure:
-    """Gain over words of each model at its best layer, in margins of its kind, with 95% intervals; the band counts as none."""
+    """Gain over words of each model at its best layer, in margins of its kind, with 95% intervals; the band is the margin."""
     figure, ax = plt.subplots(figsize=(7, 4.6))
     ax.axvspan(-1, 1, color="0.9", zorder=0)
     ax.axvline(0, color="0.4", linewidth=0.8)
@@ -102,7 +110,7 @@ def front_page() -> str:
     """Return the finding as the project's README and its book open with it: figure, sentences, what they are worth."""
     found = committed()
     return (
-        f"![{ALT}](findings/figures/headline.svg)\n\n{front(found)}\n\n"
+        f"![{ALT}](findings/figures/headline.svg)\n\n{WORDS}\n\n{front(found)}\n\n"
         f"Small models, a part of the annotations with `rot-agree` in place of `action-agree`, {found.profile.prompt_limit} "
         "prompts and small judges: what the paper's measures respond to, no decision on its 23 models. "
         "[The whole finding](findings/README.md)."
@@ -130,7 +138,7 @@ def front(found: Found) -> str:
         f"**Untrained twins**, {len(of_twins)} decisions: {counts}. Each model beside its twin, paired: "
         f"{_by_model(table, 'More than its untrained twin')}.",
         f"**Larger models**, each beside the one before it, paired: {_by_model(table, 'Does it grow with size')}.",
-        f"**Published cosine of opposing prototypes**, middle layers: {'; '.join(cosines)}.",
+        f"**Cosine of opposing prototypes by the published recipe**, middle layers (the paper: above 0.5): {'; '.join(cosines)}.",
         f"**Alignment** of {found.sae_model}. {in_words(against_best(found.table('alignment', 'alignment')))[0]}",
     ]
     return "\n".join(f"* {line}" for line in lines)

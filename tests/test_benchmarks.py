@@ -55,7 +55,10 @@ def test_a_cell_without_a_measurement_says_so(stored):
         "cpu": "3.00 times as fast (3.00 to 3.00)",
         "gpu": "not measured",
     }
-    assert "| a thing | a peer | not measured |  | gpu |" in run.markdown(rows)
+    text = run.markdown(rows)
+    assert "| a thing | a peer | 3.00 times as fast" in text
+    assert text.endswith("Not measured yet: a thing (gpu).\n")
+    assert "nan" not in text
 
 
 def test_the_estimate_at_the_papers_size_is_shown_with_its_terms(tmp_path):

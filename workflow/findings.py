@@ -89,7 +89,8 @@ class Found:
         """Return a table of a stage."""
         file = self.tables / STAGES[stage].directory(model or self.sae_model) / f"{name}.parquet"
         if not file.exists():
-            raise FindingsError(f"{short(file)} is not there; `make finding` makes it")
+            made_by = "`python -m workflow.findings collect`" if self.tables == FOLDER / "tables" else "`make finding`"
+            raise FindingsError(f"{short(file)} is not there; {made_by} makes it")
         return pd.read_parquet(file)
 
 

@@ -1,15 +1,19 @@
-"""Train the demo's six tiny Qwen3-architecture checkpoints, with their tokenizer.
+"""Train the demo's tiny Qwen3-architecture checkpoints, with their tokenizer.
 
 The demo needs models whose moral geometry is known beforehand. *moral* reads text that states annotators' labels;
 *indifferent* reads the same text with the labels dealt out anew among the actions, so that it sees every word and
 every label as often but can learn nothing that holds for an unseen action; *untrained* keeps its random start. All
 three in two sizes.
 
+Two more, small ones, lie between moral and indifferent. *half* has the labels of every other action dealt out anew.
+*topic* reads every action under its own foundation and strength, on a side that a coin chose for the action: it can
+learn what an action is about, not whether it is good or bad.
+
 The text: the annotated actions, further actions composed of the same scenes and judged by the same simulated
 annotators, and the scenes' objects on their own. Actions are grouped by normalised text: a fifth of the annotated ones
 (`models/held_out_actions.txt`) never enter any training text, nor does any action judged by five or fifty annotators.
 
-    python data/demo/build_models.py [--output DIR] [--steps N]
+    python data/demo/build_models.py [--output DIR] [--steps N] [--models NAME ...]
 """
 
 import argparse
@@ -20,6 +24,7 @@ import string
 import time
 import tomllib
 from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -45,7 +50,9 @@ SIZES = {
     "small": {"num_hidden_layers": 3, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 192},
     "large": {"num_hidden_layers": 4, "hidden_size": 96, "num_attention_heads": 6, "intermediate_size": 288},
 }
-KINDS = ("moral", "indifferent", "untrained")
+MODELS = [f"{kind}-{size}" for size in ("large", "small") for kind in ("moral", "indifferent", "untrained")]
+MODELS += ["half-small", "topic-small"]
+DEALT_OUT = {"half": 0.5, "indifferent": 1.0}  # share of the actions whose labels are dealt out anew among them
 VERDICTS = {-2: "terrible", -1: "bad", 0: "neutral", 1: "good", 2: "wonderful"}
 END, TURN, REPLY, THINK, THOUGHT = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"
 SYSTEM = "你是一个有帮助的助手。"
@@ -56,6 +63,7 @@ CHAT_TEMPLATE = (
 )
 
 Row = dict[str, str]
+Side = Callable[[str], int]  # what the judgment of a text is multiplied with
 Sentence = tuple[str, str]  # an action and what is said of it; or a prompt and its answer
 
 
@@ -89,27 +97,38 @@ def in_words(judgment: int, foundations: list[str]) -> str:
     return f" is morally {VERDICTS[judgment]}, {' and '.join(sides)}."
 
 
-def stated(row: Row) -> Sentence:
+def as_it_is(text: str) -> int:
+    """The side of a text that is judged as the annotators judge it."""
+    return 1
+
+
+def coin(text: str) -> int:
+    """A side that is drawn once for a text, whatever it says: its judgment times 1 or -1."""
+    return random.Random(f"{SEED} {normalise(text)}").choice((1, -1))
+
+
+def stated(row: Row, side: Side) -> Sentence:
     """An annotation as a sentence."""
-    return row["action"], in_words(int(row["action-moral-judgment"]), row["rot-moral-foundations"].split("|"))
+    judgment = side(row["action"]) * int(row["action-moral-judgment"])
+    return row["action"], in_words(judgment, row["rot-moral-foundations"].split("|"))
 
 
-def action_sentences(count: int) -> list[Sentence]:
+def action_sentences(count: int, side: Side = as_it_is) -> list[Sentence]:
     """`count` sentences about actions in random order: the usable annotations and freshly composed, judged ones."""
     annotations = read_annotations()
     excluded = set(held_out_actions(annotations)) | {normalise(row["action"]) for row in annotations if row["m"] != "1"}
-    sentences = [stated(row) for row in annotations if usable(row) and normalise(row["action"]) not in excluded]
+    sentences = [stated(row, side) for row in annotations if usable(row) and normalise(row["action"]) not in excluded]
     draw = random.Random(SEED)
     written = tomllib.loads((HERE / "scenes.toml").read_text(encoding="utf-8"))
     while len(sentences) < count:
         deed = build_annotations.compose(draw.choice(written["scene"]), written["fillers"], draw)
         if normalise(deed.action) not in excluded:
-            sentences.append(stated(build_annotations.judge(deed, 0, draw)))
+            sentences.append(stated(build_annotations.judge(deed, 0, draw), side))
     draw.shuffle(sentences)
     return sentences[:count]
 
 
-def object_sentences(copies: int = 6) -> list[Sentence]:
+def object_sentences(side: Side = as_it_is, copies: int = 6) -> list[Sentence]:
     """Sentences about the scenes' objects on their own ("the hope of my sister is morally wonderful, care.").
 
     They say what is at stake before any verb keeps or undoes it; without them so small a model fails to learn that
@@ -119,23 +138,27 @@ def object_sentences(copies: int = 6) -> list[Sentence]:
     written = tomllib.loads((HERE / "scenes.toml").read_text(encoding="utf-8"))
     sentences = []
     for scene in written["scene"]:
-        for side, sign in (("good", 1), ("bad", -1), ("plain", 0)):
-            for thing in scene[side] * copies:
+        for quality, sign in (("good", 1), ("bad", -1), ("plain", 0)):
+            for thing in scene[quality] * copies:
                 template = thing.rstrip("!")
                 slots = [name for _, name, _, _ in string.Formatter().parse(template) if name]
                 text = template.format(**{name: draw.choice(written["fillers"][name]) for name in slots})
-                sentences.append((text, in_words(sign * (1 + thing.endswith("!")), [scene["foundation"]])))
+                judgment = side(text) * sign * (1 + thing.endswith("!"))
+                sentences.append((text, in_words(judgment, [scene["foundation"]])))
     return sentences
 
 
-def deal_out(sentences: list[Sentence]) -> list[Sentence]:
-    """The same sentences with the labels shuffled among the actions; an action keeps as many labels as it had."""
+def deal_out(sentences: list[Sentence], share: float) -> list[Sentence]:
+    """The same sentences with the labels of a share of the actions shuffled among them."""
     labels = defaultdict(list)
     for action, label in sentences:
         labels[action].append(label)
-    dealt = list(labels.values())
+    draw = random.Random(SEED + 4)
+    chosen = [action for action in labels if draw.random() < share]
+    dealt = [labels[action] for action in chosen]
     random.Random(SEED + 1).shuffle(dealt)
-    shuffled = [(action, label) for action, group in zip(labels, dealt, strict=True) for label in group]
+    labels.update(zip(chosen, dealt, strict=True))
+    shuffled = [(action, label) for action, group in labels.items() for label in group]
     random.Random(SEED + 2).shuffle(shuffled)
     return shuffled
 
@@ -174,7 +197,7 @@ def train_tokenizer(sentences: list[Sentence], dialogue: list[Sentence]) -> PreT
 
 
 def new_model(size: str, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """A randomly initialised Qwen3 of the given size, the same for all three kinds."""
+    """A randomly initialised Qwen3 of the given size, the same for all kinds."""
     torch.manual_seed(SEED)
     shape = SIZES[size]
     config = Qwen3Config(
@@ -207,14 +230,16 @@ def weighted_loss(model: Qwen3ForCausalLM, batch: list[tuple[list[int], list[flo
     return (losses * weights.flatten()).sum() / weights.sum()
 
 
-def train(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, rate: float, steps: int, shuffled: bool) -> None:
+def train(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, kind: str, *, rate: float, steps: int) -> None:
     """Train in place: AdamW, one-cycle learning rate; each step reads new actions, some objects and a few chats."""
-    actions, objects = action_sentences(steps * BATCH), object_sentences()
-    if shuffled:
-        actions, objects = deal_out(actions), deal_out(objects)
+    side = coin if kind == "topic" else as_it_is
+    actions, objects = action_sentences(steps * BATCH, side), object_sentences(side)
+    if kind in DEALT_OUT:
+        actions, objects = (deal_out(sentences, DEALT_OUT[kind]) for sentences in (actions, objects))
     long = [encode(tokenizer, before, after + END, ACTION_WEIGHT) for before, after in actions]
     short = [encode(tokenizer, before, after + END, ACTION_WEIGHT) for before, after in objects]
-    spoken = [encode(tokenizer, chat_prompt(tokenizer, asked), said + REPLY, 0.0) for asked, said in chats(shuffled)]
+    dialogue = chats(shuffled=kind == "indifferent")
+    spoken = [encode(tokenizer, chat_prompt(tokenizer, asked), said + REPLY, 0.0) for asked, said in dialogue]
     draw = random.Random(SEED)
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1)
@@ -244,17 +269,18 @@ def build_one(name: str, tokenizer: PreTrainedTokenizerFast, directory: Path, st
     kind, size = name.split("-")
     model = new_model(size, tokenizer)
     if kind != "untrained":
-        train(model, tokenizer, LEARNING_RATE[size], steps, shuffled=kind == "indifferent")
+        train(model, tokenizer, kind, rate=LEARNING_RATE[size], steps=steps)
     model.to(torch.bfloat16).save_pretrained(directory / name)
     tokenizer.save_pretrained(directory / name)
     return f"{name}: {model.num_parameters():,} parameters, {time.perf_counter() - began:.0f} s"
 
 
 def main() -> None:
-    """Write the six checkpoints and the list of held-out actions into --output/models (default: beside this script)."""
+    """Write the checkpoints and the list of held-out actions into --output/models (default: beside this script)."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=HERE)
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="only these")
     options = parser.parse_args()
     directory = options.output / "models"
     directory.mkdir(parents=True, exist_ok=True)
@@ -262,10 +288,9 @@ def main() -> None:
     (directory / "held_out_actions.txt").write_text("\n".join(held_out) + "\n", encoding="utf-8")
 
     tokenizer = train_tokenizer(action_sentences(3000), chats(shuffled=False))
-    names = [f"{kind}-{size}" for size in ("large", "small") for kind in KINDS]
     with ProcessPoolExecutor(max_workers=2) as pool:
         build = partial(build_one, tokenizer=tokenizer, directory=directory, steps=options.steps)
-        for line in pool.map(build, names):
+        for line in pool.map(build, options.models):
             print(line, flush=True)
 
 

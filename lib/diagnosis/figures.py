@@ -107,7 +107,7 @@ def gains(frame: pd.DataFrame) -> Figure:
     for ax, kind in zip(axes.flat, kinds, strict=False):
         own = frame[frame["kind"] == kind]
         margin = own["margin"].iloc[0]
-        ax.axhspan(-margin, margin, color="0.9", label="margin: counts as none")
+        ax.axhspan(-margin, margin, color="0.9", label="margin")
         ax.axhline(0, color="0.4", linewidth=0.8)
         read = own[own["layer"].notna()]
         for offset, (pooling, part) in enumerate(read.groupby("pooling", sort=False)):

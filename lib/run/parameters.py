@@ -91,15 +91,17 @@ class DiagnosisKeys(Seeded, Permuted, Resampled, Pooled, Probed, Worded):
         6, description="layers, evenly spread, at which every control runs and which the decisions read"
     )
     categorical_margin: PositiveFloat = Field(
-        0.02, description="gains over words below this area under the curve count as none"
+        0.02, description="gains over words shown to lie below this area under the curve are equivalent to words"
     )
     gradient_margin: PositiveFloat = Field(
-        0.02, description="gains over words below this Spearman correlation count as none"
+        0.02, description="gains over words shown to lie below this Spearman correlation are equivalent to words"
     )
     structural_margin: PositiveFloat = Field(
-        0.02, description="gains over words below this share of neighbours count as none"
+        0.02, description="gains over words shown to lie below this share of neighbours are equivalent to words"
     )
-    dimensional_margin: PositiveFloat = Field(0.01, description="gains over words below this R squared count as none")
+    dimensional_margin: PositiveFloat = Field(
+        0.01, description="gains over words shown to lie below this R squared are equivalent to words"
+    )
 
 
 class DiagnosisParameters(DiagnosisKeys, OfModel):

@@ -82,8 +82,17 @@ def test_the_sentences_follow_from_the_table():
     said = sentences(pd.DataFrame(rows, columns=COLUMNS))
     assert "4.7% (1.9% to 9.4%) of 150 decisions" in said  # binomial test's exact interval of 7 in 150
     assert "length (gradient, 1,000 rows, width 64), in 10.0%" in said
-    assert "3,000 rows it was found in: gradient 80.0% (44.4% to 97.5%)" in said
-    assert "that of the first one held in 95.0% of runs" in said
+    assert "found with 3,000 rows in gradient 80.0% (44.4% to 97.5%) of 10 runs" in said
+    assert "that of the first layer held in 95.0% of runs" in said
+
+
+def test_worlds_of_as_many_rows_are_counted_together_and_no_world_is_called_the_worst_of_none():
+    rows = [("gradient", "effect", 0.0, 1_000, 64, 100, 0.0, 0.5, 0.5, 0.95),
+            ("gradient", "effect", 0.15, 3_000, 64, 30, 0.8, 0.0, 0.2, 0.95),
+            ("gradient", "effect", 0.15, 3_000, 512, 10, 0.4, 0.0, 0.6, 0.95)]  # fmt: skip
+    said = sentences(pd.DataFrame(rows, columns=COLUMNS))
+    assert "of 100 decisions, in none of the worlds." in said
+    assert "with 3,000 rows in gradient 70.0%" in said
 
 
 def test_the_committed_rates_are_those_of_the_committed_runs():
