@@ -15,6 +15,8 @@ from statsmodels.stats.proportion import confint_proportions_2indep, proportion_
 from lib.claims.ledger import EVIDENCE
 from lib.claims.rows import Measured, Row, beside, difference, exact, highest, mean, measured, silent
 from lib.diagnosis.decisions import middle
+from lib.diagnosis.measurement import BESIDE, WORDLIKE
+from lib.diagnosis.structural import adjusted_rand, labelings
 from lib.paper import FOUNDATIONS, VICES
 from lib.run.table import KINDS
 from lib.steering.prompts import DIMENSIONS
@@ -75,12 +77,13 @@ def of_vectors(annotations: pd.DataFrame, exploded: pd.DataFrame, *, n_subset: i
     yield exact("shared-actions", published, len(rows), **control)
 
 
-def of_diagnosis(tables: Mapping[str, pd.DataFrame], ceiling: pd.DataFrame) -> Iterator[Row]:
+def of_diagnosis(tables: Mapping[str, pd.DataFrame], ceiling: pd.DataFrame, *, subset: pd.DataFrame) -> Iterator[Row]:
     """The published measures of the four analyses, over all models of the run.
 
     Args:
         tables: a frame for each of :data:`lib.run.table.KINDS`, the models one below the other.
         ceiling: how well annotators predict one another, as notebook 01 writes it.
+        subset: rows of the diagnosis, columns ``action, foundation, polarity``.
     """
     categorical, gradient, structural, dimensional = (tables[kind] for kind in KINDS)
     limits = ceiling[ceiling["dimension"] == "mean"].set_index("metric", drop=False)
@@ -88,25 +91,33 @@ def of_diagnosis(tables: Mapping[str, pd.DataFrame], ceiling: pd.DataFrame) -> I
     spearman = gradient[(gradient["metric"] == "spearman") & (gradient["category"] != "all")]
     peak = highest(spearman[spearman["arm"] == "published"])
     bound = mean(limits.loc[limits["metric"] == "spearman"])
-    yield from beside(measured("gradient-peak", peak), {"agreement of annotators": bound})
+    yield from beside(measured("gradient-peak", peak), {"an oracle that knows the mean opinion": bound})
     vices = {arm: steeper_vices(spearman[spearman["arm"] == arm]) for arm in ("published", *WITHOUT_A_MODEL)}
     ours = measured("gradient-vices", vices.pop("published"), reason="a pole has no gradient")
     yield from beside(ours, {WITHOUT_A_MODEL[arm]: value for arm, value in vices.items()})
     index = structural[structural["metric"] == "adjusted_rand"]
     for claim, target in (("structural-foundations", "foundation"), ("structural-polarity", "polarity")):
-        best = {
-            arm: highest(index[(index["target"] == target) & (index["arm"] == arm)])
-            for arm in ("published", "discriminant")
-        }
-        yield from beside(
-            measured(claim, best["published"]), {"points classified with the labels": best["discriminant"]}
-        )
+        best = highest(index[(index["target"] == target) & (index["arm"] == "published")])
+        yield from beside(measured(claim, best), {"every action at one point": at_one_point(subset, target)})
     yield measured("structural-noise", noise(structural), reason="no layer has clusters")
     published = dimensional[(dimensional["target"] == "all") & (dimensional["arm"] == "published")]
     best = highest(published[published["metric"] == "adjusted_r2"], level=0.90)
     reach = limits.loc[limits["metric"] == "r2", "value"].mean()
     yield measured("dimensional-best", best, ceiling=reach)
-    yield measured("dimensional-collapse", collapse(published[published["metric"] == "r2"]))
+    closed = dimensional[(dimensional["target"] == "all") & (dimensional["arm"] == "ridge")]
+    of_probe, of_ridge = (collapse(rows[rows["metric"] == "r2"]) for rows in (published, closed))
+    yield from beside(measured("dimensional-collapse", of_probe), {"closed-form ridge": of_ridge} if of_ridge else {})
+
+
+def at_one_point(subset: pd.DataFrame, target: str) -> Measured:
+    """Return the adjusted Rand index of the labels with the most frequent label of each row's action.
+
+    A clustering of representations cannot tell rows of one action apart, so this bounds what any can reach, but for ties.
+    """
+    labels = labelings(subset)[target]
+    of_action = pd.Series(labels).groupby(subset["action"].to_numpy()).transform(lambda own: own.mode()[0])
+    value = adjusted_rand(labels, of_action.to_numpy())
+    return {"value": value, "low": value, "high": value, "n": float(len(labels))}
 
 
 def _of_cosines(opposing: pd.DataFrame) -> Iterator[Row]:
@@ -199,7 +210,7 @@ def _furthest(claim: str, part: pd.DataFrame) -> Row:
     values = scaled.loc[chosen]
     row = {"id": claim, "ours": values["estimate"], "n": fitted.loc[chosen, "n"], "margin": 1.0}
     if len(fitted) < len(part) and beyond.max() <= 1:
-        return row | {"reason": part.loc[part["estimate"].isna(), "reason"].iloc[0]}
+        return row | {"reason": part.loc[~part.index.isin(fitted.index), "reason"].iloc[0]}
     return row | {"ci_low": values["ci_low"], "ci_high": values["ci_high"]}
 
 
@@ -222,8 +233,9 @@ def of_decisions(
         ours = decided[model].loc[kind]
         row = measured(claim, _gain(ours), ceiling=ours["ceiling"]) | {"found": ours["decision"]}
         over, low = ours["control_gain"], ours["control_low"]
-        contrasts = {str(ours["control"]): {"value": over, "low": low, "high": 2 * over - low}, TWIN: unknown}
-        controls = {str(ours["control"]): unknown | {"value": ours["gain"] - over}, TWIN: unknown}
+        control = (WORDLIKE | BESIDE).get(ours["control"], str(ours["control"]))
+        contrasts = {control: {"value": over, "low": low, "high": 2 * over - low}, TWIN: unknown}
+        controls = {control: unknown | {"value": ours["gain"] - over}, TWIN: unknown}
         if kind in paired.index:
             controls[TWIN] = _gain(decided[twin].loc[kind])
             contrasts[TWIN] = _less_twin(paired.loc[kind])

@@ -19,10 +19,15 @@ AS_PUBLISHED = {"keep": "m", "agreement": "action-agree"}
 """Parameters of stage 01 under which the official file gives the published rows."""
 
 
+AS_READ = {"template": TEMPLATE, "pooling": "mean"}
+"""Parameters of stage 03 under which a model is read as published."""
+
+
 def facts_of(
     identities: Mapping[str, Mapping[str, Any]],
     *,
     models: Sequence[str],
+    diagnosed: Iterable[Mapping[str, Any]],
     verdicts: pd.DataFrame,
     summary: pd.DataFrame,
     demo: bool,
@@ -33,8 +38,11 @@ def facts_of(
         identities: of the manifests, by stage: vectors, steering, and the diagnosis by the model's name. A model that was read
             under other words than the published ones is not the one that a claim is about.
         models: short names of the models of the run.
+        diagnosed: parameters of stage 03 of every model that the claims of the diagnosis read; read in another way they are
+            none of the paper's.
         verdicts: of the comparison, as notebook 08 writes them.
-        summary: of notebook 08; its judge counts unless it is the offline rule, or was found unusable.
+        summary: of notebook 08; its judge counts unless it is the offline rule, or was found unusable. Only what was answered
+            *and* judged as published has the published protocol.
         demo: whether the run is on the demo's annotations; then its model is none that a claim could be about.
     """
     vectors, steering = identities["vectors"], identities["steering"]
@@ -42,9 +50,12 @@ def facts_of(
     as_published = all(vectors["parameters"].get(name) == value for name, value in AS_PUBLISHED.items())
     hub = steering["facts"].get("hub", f"{steering['parameters']['model']} (local)")
     templates = {identity["parameters"].get("template", TEMPLATE) for identity in identities.values()}
+    counted = str(len(set(models) & set(paper_models()["name"])))
+    as_read = all(parameters.get(name, value) == value for parameters in diagnosed for name, value in AS_READ.items())
     flames = steering["inputs"]["prompts"] == FLAMES_SHA256
     judged = verdicts[verdicts["arm"] == "aligned"]
-    protocols = set(verdicts.get("protocol", pd.Series([CAREFUL])))
+    answered = steering["parameters"].get("protocol", CAREFUL)
+    protocols = {answered} & set(verdicts.get("protocol", pd.Series([CAREFUL])))
     return {
         "data": OFFICIAL
         if official and as_published
@@ -52,7 +63,7 @@ def facts_of(
         if not official
         else f"{OFFICIAL}, other rows",
         "model": "" if demo else hub if templates == {TEMPLATE} else f"{hub}, another template",
-        "models": str(len(set(models) & set(paper_models()["name"]))),
+        "models": counted if as_read else f"{counted}, read in another way",
         "layers": ranges(judged["layer"].dropna().unique()),
         "prompts": f"{FLAMES if flames else 'others,'} {verdicts['id'].nunique()}",
         "judge": judge_of(summary),

@@ -57,6 +57,10 @@ class Scores(NamedTuple):
         return [arm for arm in self.arms if arm not in ("baseline", "aligned")]
 
 
+NO_LAYER = -1
+"""In tables by layer, the column of what has none, such as the baseline."""
+
+
 class Estimate(NamedTuple):
     """Values by layer [layers], and the ends of intervals that hold at once; NaN ends where too few verdicts are valid."""
 
@@ -86,9 +90,11 @@ class Estimate(NamedTuple):
 def scores(verdicts: pd.DataFrame, rubric: str) -> Scores:
     """Return the scores of a rubric, from the verdicts of notebook 08 under one protocol.
 
-    The published protocol counts every question: one without a verdict is a tie, or no perfect score, so it is 0.
+    The published protocol counts every question: one without a verdict is a tie, or no perfect score, so it is 0. Claims are
+    about one layer at a time, so answers of arms that steer several at once, which have no layer, are left out.
     """
-    rows = verdicts[verdicts["rubric"] == rubric].reset_index(drop=True)
+    alone = verdicts["arm"].eq("baseline") | verdicts["layer"].notna()
+    rows = verdicts[(verdicts["rubric"] == rubric) & alone].reset_index(drop=True)
     given = rows["score"] if "score" in rows else rows["verdict"]
     score = (given == (PERFECT if "score" in rows else "win")).fillna(False).astype(float)
     empty = rows["characters"].eq(0)
@@ -96,7 +102,7 @@ def scores(verdicts: pd.DataFrame, rubric: str) -> Scores:
     other_empty = rows["baseline_characters"].eq(0) if "baseline_characters" in rows else empty & False
     said = rows["outcome"].isin(["valid", "empty"]) | (rows["outcome"].eq("refused") & given.notna())
     score = score.where(said).mask(other_empty, 1.0).mask(empty, 0.0)
-    layers = rows["layer"].astype("Int64").fillna(-1).astype(int)
+    layers = rows["layer"].astype("Int64").fillna(NO_LAYER).astype(int)
     whole = rows[["id", "arm"]].assign(layer=layers, score=score)
     if PUBLISHED in set(rows.get("protocol", [])):
         enough = whole["score"].notna().groupby([whole["arm"], layers]).transform("mean") >= MINIMUM_VALID
@@ -117,11 +123,11 @@ def shares(table: pd.DataFrame, *, level: float) -> Estimate:
 
 
 def differences(ours: pd.DataFrame, theirs: pd.DataFrame, *, level: float) -> Estimate:
-    """Return paired mean differences by layer, ours minus theirs; a single column is put beside every layer.
+    """Return paired mean differences by layer, ours minus theirs; what has no layer is put beside every layer.
 
     Layers that only one side has are left out. Intervals hold at once at the level.
     """
-    if theirs.shape[1] == 1 and list(theirs) != list(ours):
+    if list(theirs) == [NO_LAYER]:
         theirs = pd.concat([theirs.iloc[:, 0]] * ours.shape[1], axis=1, keys=list(ours))
     layers = [layer for layer in ours if layer in theirs]
     table = ours[layers] - theirs[layers]
@@ -205,7 +211,8 @@ def _peak_layer(claim: str, aligned: pd.DataFrame) -> Iterator[Row]:
         yield from silent([claim], f"layer {PUBLISHED_PEAK} and others were not both steered")
         return
     # Theirs minus ours is highest at the strongest rival; its sign is turned.
-    rival = differences(aligned.drop(columns=PUBLISHED_PEAK), aligned[[PUBLISHED_PEAK]], level=0.95).best()
+    peak = aligned[[PUBLISHED_PEAK]].set_axis([NO_LAYER], axis=1)  # beside every other layer
+    rival = differences(aligned.drop(columns=PUBLISHED_PEAK), peak, level=0.95).best()
     turned = {"value": -rival["value"], "low": -rival["high"], "high": -rival["low"], "n": rival["n"]}
     yield _row(claim, turned)
 

@@ -47,8 +47,9 @@ RELATIONS = ("above", "below", "near", "equals", "equivalent", "different", "sig
 OF_MARGIN = ("equivalent", "different")
 FILE, SCIENTIFIC = "file counts", "scientific"
 GROUPS = (FILE, SCIENTIFIC)
-NEEDS = ("", "beaten", "bound")
-"""Control that a claim needs: none; one without the claimed cause, to be beaten; an upper bound, to lie above the claimed one."""
+NEEDS = ("", "beaten", "bound", "shared")
+"""Control that a claim needs: none; one without the claimed cause, to be beaten; an upper bound, to lie above the claimed one;
+another reader of the same representations, to find the same."""
 
 EVIDENCE = (
     "id", "ours", "ci_low", "ci_high", "n", "control_name", "control_value", "control_low", "control_high", "contrast",
@@ -151,6 +152,9 @@ def _stood(row: pd.Series, limit: Mapping[str, float]) -> str:
     if row["control"] == "bound":
         # What cannot exceed the claimed bound says nothing of a weakness below it.
         return {HELD: EXPLAINED, REFUTED: REPRODUCED, OPEN: INCONCLUSIVE}[control]
+    if row["control"] == "shared":
+        # What one reader finds and another does not is the reader's.
+        return {HELD: REPRODUCED, REFUTED: EXPLAINED, OPEN: INCONCLUSIVE}[control]
     contrast = (row["contrast"], row["contrast_low"], row["contrast_high"])
     if relation in ("above", "below") and met(relation, contrast, value=0, tolerance=0) == HELD:
         return REPRODUCED

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
+from scipy.stats import norm, t
 
 from lib.comparison.clusters import MINIMUM_CLUSTERS, Coefficient, fit
+from lib.diagnosis.measurement import DEGREES
 from lib.paper import models as paper_models
 from lib.run.files import PROJECT
 from lib.run.parameters import ComparisonParameters
@@ -72,10 +73,12 @@ def comparable(table: pd.DataFrame, models: pd.DataFrame, *, parameters: Compari
     Returns:
         One row per model, kind and measure (``published``; ``careful``, the score of representation and words): ``model, kind,
         measure, unit, value, standard_error, margin`` and the columns of :func:`facts`. The standard error is that of the gain
-        over words, the only part of the careful score that depends on the model; the published measure has none.
+        over words, the only part of the careful score that depends on the model, and no less than the bound of stage 03, which
+        stays wide where a penalty left the representation out and the gain is exactly 0; the published measure has none.
     """
     own = {"categorical": parameters.equivalence_cosine, "structural": parameters.equivalence_rand}
     ceiling, spread = table["ceiling"].astype(float), (table["ci_high"] - table["ci_low"]) / (2 * Z95)
+    spread = np.fmax(spread, (table["equivalence_high"] - table["gain"]) / t.ppf(0.95, DEGREES))
     no_cosine = ceiling.where(~table["kind"].isin(own))
     measures = {
         "published": (table["ours"], np.nan, no_cosine, table["kind"].map(own).fillna(parameters.equivalence_share)),

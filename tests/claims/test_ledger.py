@@ -108,6 +108,20 @@ def test_a_weakness_counts_only_where_the_bound_could_be_exceeded(bound, expecte
 
 
 @pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        ((-0.3, -0.4, -0.2), ledger.REPRODUCED),
+        ((0.3, 0.2, 0.4), ledger.EXPLAINED),
+        ((0.0, -0.1, 0.1), ledger.INCONCLUSIVE),
+    ],
+)
+def test_what_one_reader_finds_another_has_to_find_too(other, expected):
+    published, ours = claim("below", 0.0, control="shared"), (-5.0, -6.0, -4.0)
+    assert one(published, measured(*ours, controls=[other]))["decision"] == expected
+    assert one(published, measured(*ours))["decision"] == ledger.INCONCLUSIVE, "no other reader"
+
+
+@pytest.mark.parametrize(
     ("found", "expected"),
     [
         ("signal beyond words", ledger.REPRODUCED),

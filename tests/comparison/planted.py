@@ -29,7 +29,7 @@ def regressed(facts: pd.DataFrame, last: int) -> tuple[pd.DataFrame, pd.DataFram
     values = np.random.default_rng(0).normal(size=len(facts)) * 0.01
     values[-last:] = 100.0
     decided = pd.DataFrame({"model": facts["name"], "kind": "gradient", "ours": values, "careful": values, "gain": 0.1})
-    decided = decided.assign(ci_low=0.09, ci_high=0.11, margin=0.02, ceiling=np.nan)
+    decided = decided.assign(ci_low=0.09, ci_high=0.11, equivalence_high=0.1, margin=0.02, ceiling=np.nan)
     parameters = ComparisonParameters(run_dir="runs/none", models=list(facts["name"]))
     found, without = (
         regressions.regressions(regressions.comparable(table, facts, parameters=parameters))

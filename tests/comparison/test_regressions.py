@@ -21,7 +21,14 @@ def models(names=None):
 
 def decisions(facts, careful, **columns):
     """What notebook 03 decided on every model, of one kind; columns that play no part are left out."""
-    frame = {"model": facts["name"], "kind": "gradient", "ours": careful, "careful": careful, "gain": 0.1}
+    frame = {
+        "model": facts["name"],
+        "kind": "gradient",
+        "ours": careful,
+        "careful": careful,
+        "gain": 0.1,
+        "equivalence_high": 0.1,
+    }
     return pd.DataFrame(frame | {"ci_low": 0.09, "ci_high": 0.11, "margin": 0.02, "ceiling": np.nan} | columns)
 
 
@@ -177,6 +184,13 @@ def test_a_noisy_pair_is_undecided():
     facts = models(PAIRS[:2])
     assert paired(facts, [0.5, 0.5], ci_low=0.0, ci_high=0.2).loc["pair", "decision"] == regressions.UNDECIDED
     assert paired(facts, [0.5, 0.5], ci_low=0.099, ci_high=0.101).loc["pair", "decision"] == regressions.EQUIVALENT
+
+
+def test_models_whose_representations_a_penalty_left_out_are_no_more_certain_than_stage_03_was():
+    """Gain and interval are exactly 0 then; only the bound of *equivalent to words* says how little is known."""
+    facts, exact = models(PAIRS[:2]), {"gain": 0.0, "ci_low": 0.0, "ci_high": 0.0}
+    assert paired(facts, [0.5, 0.5], **exact, equivalence_high=0.03).loc["pair", "decision"] == regressions.UNDECIDED
+    assert paired(facts, [0.5, 0.5], **exact, equivalence_high=0.001).loc["pair", "decision"] == regressions.EQUIVALENT
 
 
 def test_headlines_keep_every_column_and_put_the_model_first():
