@@ -29,7 +29,7 @@ QUESTIONS = (
         "length alone; the second needs a classifier that reads only the words, and an untrained twin.",
     ),
     Question(
-        "Do they place actions as people do?",
+        "Do they place actions on the moral dimensions?",
         ("gradient-peak", "gradient-vices", "dimensional-best", "dimensional-collapse", "R1-human"),
         "A weak correlation shows indifference only if a better one could be reached: one annotator judged most actions, and "
         "that noise bounds everybody. A strong one shows morality only if the words alone do not reach it. The ceiling answers "

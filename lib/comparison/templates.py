@@ -42,7 +42,7 @@ def contrasts(
 
 
 def _paired(first: pd.DataFrame, other: pd.DataFrame, decided: pd.DataFrame, seed: int) -> pd.DataFrame:
-    ours, theirs = (table.dropna(subset=["layer"]).set_index(PLACE) for table in (first, other))
+    ours, theirs = (table.dropna(subset=["layer", "gain"]).set_index(PLACE) for table in (first, other))
     places = ours.index.intersection(theirs.index, sort=False)
     ours, theirs = ours.loc[places], theirs.loc[places]
     margin = places.get_level_values("kind").map(decided.set_index("kind")["margin"]).to_numpy(float)

@@ -35,7 +35,7 @@ def contrasts(gains: Mapping[str, pd.DataFrame], *, twins: Mapping[str, str], se
     rows: list[dict[str, Any]] = []
     for twin, model in twins.items():
         if twin in gains and model in gains:
-            ours, others = (table.dropna(subset=["layer"]) for table in (gains[model], gains[twin]))
+            ours, others = (table.dropna(subset=["layer", "gain"]) for table in (gains[model], gains[twin]))
             for kind, own in ours.groupby("kind", sort=False):
                 of_twin = others[others["kind"] == kind]
                 if len(of_twin):

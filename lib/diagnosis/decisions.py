@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from lib.diagnosis.controls import PUBLISHED, REPRESENTATIONS, named
-from lib.diagnosis.measurement import OVER
+from lib.diagnosis.measurement import BESIDE, OVER, WORDLIKE
 from lib.run.parameters import DiagnosisKeys
 
 COLUMNS = [
@@ -91,7 +91,7 @@ def decide(measured: pd.DataFrame, margins_: Mapping[str, float]) -> pd.DataFram
 
     *Signal beyond words*: ``p`` is at most ``LEVEL``, and the gain over every wordlike control lies above 0. *Equivalent to
     words*: at every reading the gain's one-sided 95% upper bound lies below the margin; that every one has to needs no correction
-    for their number (Berger, 1982). Anything else is *undecided*.
+    for their number (Berger, 1982), and a reading that could not be measured has no such bound. Anything else is *undecided*.
 
     Args:
         measured: as :func:`lib.diagnosis.measurement.measure` returns it.
@@ -104,10 +104,11 @@ def decide(measured: pd.DataFrame, margins_: Mapping[str, float]) -> pd.DataFram
     rows = []
     for kind, margin in margins_.items():
         models = measured[(measured["kind"] == kind) & measured["layer"].notna()]
-        if models.empty:
+        measurable = models.dropna(subset=["gain"])
+        if measurable.empty:
             rows.append({"kind": kind, "margin": margin, "control": "", "pooling": "", "decision": UNDECIDED})
             continue
-        best, highest = models.loc[models["gain"].idxmax()], models["equivalence_high"].max()
+        best, highest = measurable.loc[measurable["gain"].idxmax()], models["equivalence_high"].max()
         signal = best["p"] <= LEVEL and best["control_low"] > 0
         otherwise = EQUIVALENT if highest < margin else UNDECIDED
         decision = {"margin": margin, "equivalence_high": highest, "decision": SIGNAL if signal else otherwise}
@@ -140,8 +141,8 @@ def decisions(
         }
         for measure in MEASURES
     ]  # fmt: skip
-    table = pd.DataFrame(records).join(decided, on="kind")
-    return table.assign(reachable=table["careful"] / table["ceiling"]).reindex(columns=COLUMNS)
+    table = pd.DataFrame(records).join(decided, on="kind").reindex(columns=COLUMNS)
+    return table.assign(reachable=table["careful"] / table["ceiling"])
 
 
 def sentence(row: pd.Series) -> str:
@@ -152,7 +153,8 @@ def sentence(row: pd.Series) -> str:
     gain = f"{row['gain']:+.3f} ({row['ci_low']:+.3f} to {row['ci_high']:+.3f})"
     return (
         f"{row['kind']}: {row['decision']}. {row['careful_measure'].capitalize()}: {row['words']:.3f} by words, "
-        f"{row['careful']:.3f} with the model {where}; gain {gain}, p {row['p']:.3f}; over {row['control']} "
+        f"{row['careful']:.3f} with the model {where}; gain {gain}; with those of other actions "
+        f"p {row['p']:.3f}; over {(WORDLIKE | BESIDE).get(row['control'], row['control'])} "
         f"{row['control_gain']:+.3f}, at least {row['control_low']:+.3f}; at no layer more than {row['equivalence_high']:+.3f} "
         f"(margin {row['margin']:.3f})."
     )

@@ -109,10 +109,12 @@ def measure(
     Returns:
         Columns ``COLUMNS``, a row per kind and reading, and per kind and control (``pooling`` is its name, ``layer`` is
         missing). ``words``, ``careful`` and their difference ``gain`` with its 95% interval; ``p``, the chance of a gain this
-        high anywhere if the representation held nothing beyond words; ``equivalence_high``, the highest one-sided 95% upper
-        bound of the gain over the penalties; ``control``, the wordlike control over which the gain is least certain,
-        ``control_gain`` and ``control_low``, the paired difference and the lower end of its 95% interval; ``over_...``, the
-        same with both ends for each of ``BESIDE``; ``without_...``, the gain in each replicate of the jackknife.
+        high anywhere if the representations were those of other actions, with other words: small for whatever holds words, so
+        it decides nothing without the wordlike controls; ``equivalence_high``, the highest one-sided 95% upper bound of the
+        gain over the penalties, infinite for a reading with a value that is not finite, whose other numbers are missing;
+        ``control``, the wordlike control over which the gain is least certain, ``control_gain`` and ``control_low``, the
+        paired difference and the lower end of its 95% interval; ``over_...``, the same with both ends for each of ``BESIDE``;
+        ``without_...``, the gain in each replicate of the jackknife.
     """
     features, length = lexical.tfidf(list(actions)), lexical.lengths(list(actions), tokens)
     wordlike = {
@@ -231,6 +233,11 @@ def _frame(
                     *(end[index] for name in BESIDE for end in over.get(name, unknown)), *part.without,
                 )
             )  # fmt: skip
+    for source, part in zip(sources, gained, strict=True):
+        if part is None and isinstance(source, Reading):
+            said = {"kind": kind.name, "pooling": source.pooling, "layer": float(source.layer), "words": words, "n": n}
+            said |= {"equivalence_high": np.inf, "control": ""}
+            records.append(tuple(said.get(column, np.nan) for column in COLUMNS))
     for name, part in others:
         half = distributions.t.ppf(0.975, DEGREES) * simultaneous(part.without[None], seed)[0][0]
         nothing = float("nan")

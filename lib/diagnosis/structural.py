@@ -87,10 +87,9 @@ def structural(
         ``shuffled`` and ``shuffled_all_points``, and ``discriminant``; with the published representation ``stability``.
     """
     if reason := unusable(representation) or _too_few(len(representation)):
-        names = [(target, "adjusted_rand") for target in TARGETS] + [("all", "coverage")]
-        return table(
-            "target", [missing((target, arm, metric), n=len(subset), reason=reason) for target, metric in names]
-        )
+        names = [(target, name, "adjusted_rand") for target in TARGETS for name in (arm, named("all_points", arm))]
+        keys = [*names, ("all", arm, "coverage")]
+        return table("target", [missing(key, n=len(subset), reason=reason) for key in keys])
     points = components(representation, covariance=covariance, device=device)
     clusters = hdbscan_labels(points)
     kept, codes = clusters >= 0, pd.factorize(clusters)[0]

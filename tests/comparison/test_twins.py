@@ -1,5 +1,6 @@
 """A model less its untrained twin: paired, replicate by replicate, against the twin's reading that leaves least."""
 
+import numpy as np
 import pandas as pd
 import pytest
 from comparison import planted
@@ -39,6 +40,15 @@ def test_a_twin_that_holds_as_much_at_another_layer_leaves_nothing():
     assert (row["layer"], row["twin_layer"], row["gain"], row["twin_gain"]) == (5, 0, 0.1, 0.1)
     assert row["difference"] == pytest.approx(0)
     assert row["ci_low"] < 0 < row["ci_high"]
+
+
+def test_a_layer_that_could_not_be_read_has_no_part_in_a_contrast():
+    unreadable = gains((4, 0.5)).assign(gain=np.nan, **dict.fromkeys(WITHOUT, np.nan))
+    ours = pd.concat([gains((3, 0.1)), unreadable], ignore_index=True)
+    found = contrasts({"model": ours, "untrained": gains((3, 0.02))}, twins=TWINS, seed=0)
+    pd.testing.assert_frame_equal(
+        found, contrasts({"model": gains((3, 0.1)), "untrained": gains((3, 0.02))}, twins=TWINS, seed=0)
+    )
 
 
 def test_every_kind_has_a_row_and_a_twin_that_was_not_diagnosed_has_none():

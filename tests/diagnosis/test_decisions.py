@@ -46,6 +46,38 @@ def test_one_layer_that_could_exceed_the_margin_is_no_equivalence_and_the_best_l
     assert decisions.decide(pd.DataFrame(columns=measurement.COLUMNS), MARGINS)["decision"].item() == UNDECIDED
 
 
+UNREADABLE = READING | dict.fromkeys(("careful", "gain", "ci_low", "ci_high", "p", "control_low"), np.nan)
+UNREADABLE |= {"layer": 4.0, "equivalence_high": np.inf, "control": ""}
+
+
+def test_a_layer_that_could_not_be_read_is_no_evidence_of_equivalence():
+    nothing = READING | {"gain": 0.0, "p": 0.9, "control_low": -0.01, "equivalence_high": 0.01}
+    found = decisions.decide(pd.DataFrame([nothing, UNREADABLE]), MARGINS)
+    assert (found["decision"].item(), found["layer"].item()) == (UNDECIDED, 3.0)
+    assert decisions.decide(pd.DataFrame([READING, UNREADABLE]), MARGINS)["decision"].item() == SIGNAL
+    assert decisions.decide(pd.DataFrame([UNREADABLE]), MARGINS)["decision"].item() == UNDECIDED
+
+
+def test_a_reading_with_a_value_that_is_not_finite_keeps_its_row():
+    gained = measurement.Gained(0.8, 0.01, np.full(12, 0.01), np.array([[0.01, 0.0]]), np.full((1, 12), 0.01))
+    sources = [measurement.Reading(0, "last"), measurement.Reading(1, "last"), "length_only"]
+    kind = SimpleNamespace(name="categorical", problems=[SimpleNamespace(rows=np.arange(9))])
+    table = measurement._frame(kind, 0.79, [gained, None, gained], sources=sources, seed=0).set_index("layer")
+    assert table.loc[1.0, "equivalence_high"] == np.inf
+    assert table.loc[1.0, ["gain", "ci_low", "p"]].isna().all()
+    assert np.isfinite(table.loc[0.0, "equivalence_high"])
+
+
+def test_where_no_problem_could_be_posed_every_kind_is_undecided_and_said_to_be():
+    columns = ["layer", "arm", "metric", "foundation", "category", "target", "value"]
+    tables = {measure.kind: pd.DataFrame(columns=columns) for measure in decisions.MEASURES}
+    ceiling = pd.DataFrame(columns=["dimension", "metric", "value"])
+    margins = {measure.kind: 0.02 for measure in decisions.MEASURES}
+    table = decisions.decisions(pd.DataFrame(columns=measurement.COLUMNS), tables, ceiling=ceiling, margins_=margins)
+    assert (table["decision"] == UNDECIDED).all()
+    assert decisions.sentence(table.iloc[0]).startswith("categorical: undecided, because")
+
+
 def test_a_planted_signal_that_words_do_not_hold_is_found_and_said():
     measured, table = decided(a_model(2.0, layers_=1), control_layers=1, draws=24)
     assert (table.loc[["categorical", "dimensional"], "decision"] == SIGNAL).all()

@@ -234,6 +234,13 @@ def test_all_noise_is_not_computed_rather_than_perfect():
     assert (table.loc[table["arm"] == "all_points", "value"] == 0).all()
 
 
+def test_too_few_rows_for_a_cluster_have_a_row_with_the_reason_in_both_arms():
+    x, subset = blobs(rows=10)
+    table = structural.structural(x, subset, sampling=Sampling(3, 3, 0))
+    assert set(table["arm"]) == {"published", "all_points"}
+    assert table["reason"].str.contains("fewer than the smallest cluster").all()
+
+
 def test_a_label_of_one_fold_alone_has_no_discriminant():
     x, subset = blobs(rows=40)
     subset["polarity"] = "virtue"
