@@ -30,11 +30,12 @@ from lib.diagnosis import cosine
 from lib.diagnosis.figures import GAIN_UNITS
 from lib.run.files import PROJECT, CompanionError, errors_said, resolve, short, write_parquet, write_text_atomically
 from lib.run.profile import Profile, load_profile
+from lib.run.readiness import ready
 from lib.run.stage import read_manifest
 from lib.run.table import STAGES
 from workflow.freshness import named, stale
 from workflow.report import executed, manifest, missing, models_of
-from workflow.start import snakemake
+from workflow.start import at_work, snakemake
 
 FOLDER = PROJECT / "findings"
 
@@ -125,9 +126,8 @@ def _of_decisions(found: Found) -> Iterator[tuple[Any, ...]]:
     for model in found.models:
         for row in found.table("diagnosis", "decisions", model).itertuples():
             numbers = (row.gain, row.ci_low, row.ci_high)
-            beside = (
-                f"words {row.words:.3f}, with the model {row.careful:.3f} after layer {row.layer:.0f} ({row.pooling})"
-            )
+            where = f"layer {row.layer:.0f} ({row.pooling.replace('_', ' ')})"
+            beside = f"words {row.words:.3f}, with the model {row.careful:.3f} after {where}"
             yield (
                 f"Signal beyond words: {row.kind}?",
                 model,
@@ -190,7 +190,7 @@ def _of_templates(found: Found) -> Iterator[tuple[Any, ...]]:
             answer = "not by more than the margin"
         beside = (
             f"gain {row['gain']:.3f}, of this reading {row['reading_gain']:.3f} after layer {row['layer']:.0f} "
-            f"({row['pooling']}); margin {row['margin']:g}"
+            f"({row['pooling'].replace('_', ' ')}); margin {row['margin']:g}"
         )
         measure = f"gain less that of {row['model']}, {GAIN_UNITS[kind]}"
         numbers = row[["difference", "ci_low", "ci_high"]]
@@ -295,13 +295,15 @@ def check(profile: Profile) -> list[str]:
 
     Raises:
         FindingsError: the diagnosis did not end.
+        BusyError: another process does the same.
     """
     again = profile.model_copy(update={"run": f"{profile.run}-check"})
     file = resolve(f"runs/{again.run}/profile.yaml")
     write_text_atomically(file, yaml.safe_dump(again.model_dump(exclude_unset=True)))
     model = next(iter(profile.sources))
-    if snakemake("--cores", "all", executed(again, "diagnosis", model), "--config", f"profile={file}"):
-        raise FindingsError(f"the diagnosis of {model} did not end, see above")
+    with at_work(again):
+        if snakemake("--cores", "all", executed(again, "diagnosis", model), "--config", f"profile={file}"):
+            raise FindingsError(f"the diagnosis of {model} did not end, see above")
     new, old = Found(again, resolve(f"runs/{again.run}")), Found(profile, FOLDER / "tables")
     lines = []
     for table, keys, column in (
@@ -359,10 +361,12 @@ def main() -> int:
     parser.add_argument("action", choices=("show", "collect", "check"))
     parser.add_argument("profile", nargs="?", default="findings/profile.yaml")
     arguments = parser.parse_args()
-    profile = load_profile(arguments.profile)
+    # What is checked needs the annotations and the first model alone.
+    checked = arguments.action == "check"
+    profile = ready(arguments.profile, ("annotations", "models.0")) if checked else load_profile(arguments.profile)
     if arguments.action == "collect":
         collect(arguments.profile)
-    elif arguments.action == "check":
+    elif checked:
         print("\n".join(differences := check(profile)) or "the diagnosis is as recorded")
         return int(bool(differences))
     else:

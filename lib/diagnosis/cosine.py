@@ -36,7 +36,8 @@ COLUMNS = ["model", "layer", "pooling", "foundation", *MEASURED]
 MOSTLY, HARDLY = 2 / 3, 1 / 3
 """Shares of the published cosine's way from *without length* to *length alone* that decide on length."""
 
-EXPLAINED, NOT_EXPLAINED, BETWEEN = "explained by length", "not explained by length", "partly explained, or undecided"
+EXPLAINED, NOT_EXPLAINED = "explained by length", "not explained by length"
+IN_PART, UNDECIDED = "explained by length in part at least", "undecided"
 
 
 @dataclass(frozen=True)
@@ -198,11 +199,13 @@ def decision(share: pd.Series) -> str:
     """Say whether length explains the published cosine, from a row of ``explained_by_length``.
 
     It does where the whole 95% interval covers at least ``MOSTLY`` of the way from the cosine without length to that of length
-    alone; it does not where the whole interval lies below ``HARDLY``.
+    alone; it does not where the whole interval lies below ``HARDLY``; in part at least where it lies above ``HARDLY``.
     """
     if share["ci_low"] >= MOSTLY:
         return EXPLAINED
-    return NOT_EXPLAINED if share["ci_high"] <= HARDLY else BETWEEN
+    if share["ci_high"] <= HARDLY:
+        return NOT_EXPLAINED
+    return IN_PART if share["ci_low"] > HARDLY else UNDECIDED
 
 
 def in_the_middle(found: pd.DataFrame) -> pd.Series:

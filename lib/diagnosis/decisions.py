@@ -149,14 +149,13 @@ def sentence(row: pd.Series) -> str:
     """Say one decision in words, from the numbers of its row."""
     if pd.isna(row["gain"]):
         return f"{row['kind']}: undecided, because no problem has enough actions or no layer could be read."
-    where = f"after layer {row['layer']:.0f} ({row['pooling']})"
-    gain = f"{row['gain']:+.3f} ({row['ci_low']:+.3f} to {row['ci_high']:+.3f})"
+    where = f"after layer {row['layer']:.0f} ({row['pooling'].replace('_', ' ')})"
+    gain = f"{row['gain']:+z.3f} ({row['ci_low']:+z.3f} to {row['ci_high']:+z.3f})"
     return (
         f"{row['kind']}: {row['decision']}. {row['careful_measure'].capitalize()}: {row['words']:.3f} by words, "
-        f"{row['careful']:.3f} with the model {where}; gain {gain}; with those of other actions "
-        f"p {row['p']:.3f}; over {(WORDLIKE | BESIDE).get(row['control'], row['control'])} "
-        f"{row['control_gain']:+.3f}, at least {row['control_low']:+.3f}; at no layer more than {row['equivalence_high']:+.3f} "
-        f"(margin {row['margin']:.3f})."
+        f"{row['careful']:.3f} with the model {where}; gain {gain}; with representations of other actions p {row['p']:.3f}; over "
+        f"{(WORDLIKE | BESIDE).get(row['control'], row['control'])} {row['control_gain']:+z.3f}, at least "
+        f"{row['control_low']:+z.3f}; at no layer more than {row['equivalence_high']:+z.3f} (margin {row['margin']:.3f})."
     )
 
 

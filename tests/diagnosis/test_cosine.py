@@ -174,3 +174,19 @@ def test_too_few_typical_rows_and_broken_layers_say_why():
     found = cosine.measure(store, annotations, subset=subset, parameters=parameters())
     assert found.loc[found["layer"] == 0, "reason"].str.contains("not finite").all()
     assert "no cosine to explain" in cosine.sentence(found[found["layer"] == 0])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.7, 1.0, cosine.EXPLAINED),
+        (0.5, 1.0, cosine.IN_PART),
+        (0.4, 0.6, cosine.IN_PART),
+        (0.2, 0.9, cosine.UNDECIDED),
+        (0.2, 0.5, cosine.UNDECIDED),
+        (0.0, 0.3, cosine.NOT_EXPLAINED),
+        (np.nan, np.nan, cosine.UNDECIDED),
+    ],
+)
+def test_what_length_explains_is_said_by_the_whole_interval(low, high, expected):
+    assert cosine.decision(pd.Series({"ci_low": low, "ci_high": high})) == expected
