@@ -1,4 +1,4 @@
-"""The demo assets: their schema, their coverage of the cleaning rules, and the known answer of the six checkpoints."""
+"""The demo assets: their schema, their coverage of the cleaning rules, and the known answers of the checkpoints."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ import torch
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.model_selection import GroupKFold, cross_val_predict, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -31,7 +31,8 @@ FOUNDATIONS = ("care-harm", "fairness-cheating", "loyalty-betrayal", "authority-
 NEEDED = ["action", "rot-moral-foundations", "action-moral-judgment", "action-agree"]
 KINDS = ("moral", "indifferent", "untrained")
 SIZES = ("small", "large")
-MODELS = [f"{kind}-{size}" for size in SIZES for kind in KINDS]
+DOSES = ("quarter", "half", "topic")
+MODELS = [*(f"{kind}-{size}" for size in SIZES for kind in KINDS), *(f"{kind}-small" for kind in DOSES)]
 
 
 def build(script: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,6 +233,26 @@ def test_known_answer_only_the_moral_model_separates_virtue_from_vice(measured, 
     assert best["moral"] > 0.93
     assert best["indifferent"] < 0.78
     assert best["untrained"] < 0.78
+
+
+def test_known_answers_between_all_and_nothing(measured):
+    """A quarter of the labels dealt out anew leaves some of the sides, half of them or a coin for the side leaves none."""
+    last = measured[(measured["size"] == "small") & (measured["pooling"] == "last")].groupby("kind")["auc"].max()
+    assert 0.62 < last["quarter"] < 0.8 < last["moral"]
+    assert last[["half", "topic", "indifferent", "untrained"]].max() < last["quarter"] - 0.05
+
+
+def test_known_answer_the_topic_model_knows_what_an_action_is_about(kept):
+    chosen = kept[kept["held_out"] & (kept["foundations"].str.len() == 1)].drop_duplicates("action")
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
+    right = {
+        name: cross_val_score(
+            probe, residuals(name, list(chosen["action"]))["mean"][-1], chosen["foundations"].str[0]
+        ).mean()
+        for name in ("topic-small", "untrained-small")
+    }
+    assert right["topic-small"] > 0.9
+    assert right["untrained-small"] < 0.7
 
 
 @pytest.mark.parametrize("size", SIZES)

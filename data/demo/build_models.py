@@ -5,9 +5,9 @@ The demo needs models whose moral geometry is known beforehand. *moral* reads te
 every label as often but can learn nothing that holds for an unseen action; *untrained* keeps its random start. All
 three in two sizes.
 
-Two more, small ones, lie between moral and indifferent. *half* has the labels of every other action dealt out anew.
-*topic* reads every action under its own foundation and strength, on a side that a coin chose for the action: it can
-learn what an action is about, not whether it is good or bad.
+More, small ones, lie between moral and indifferent. *quarter* and *half* have the labels of one action in four and of
+every other one dealt out anew. *topic* reads every action under its own foundation and strength, on a side that a coin
+chose for the action: it can learn what an action is about, not whether it is good or bad.
 
 The text: the annotated actions, further actions composed of the same scenes and judged by the same simulated
 annotators, and the scenes' objects on their own. Actions are grouped by normalised text: a fifth of the annotated ones
@@ -51,8 +51,8 @@ SIZES = {
     "large": {"num_hidden_layers": 4, "hidden_size": 96, "num_attention_heads": 6, "intermediate_size": 288},
 }
 MODELS = [f"{kind}-{size}" for size in ("large", "small") for kind in ("moral", "indifferent", "untrained")]
-MODELS += ["half-small", "topic-small"]
-DEALT_OUT = {"half": 0.5, "indifferent": 1.0}  # share of the actions whose labels are dealt out anew among them
+MODELS += ["quarter-small", "half-small", "topic-small"]
+DEALT_OUT = {"quarter": 0.25, "half": 0.5, "indifferent": 1.0}  # share of the actions whose labels are dealt out anew among them
 VERDICTS = {-2: "terrible", -1: "bad", 0: "neutral", 1: "good", 2: "wonderful"}
 END, TURN, REPLY, THINK, THOUGHT = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"
 SYSTEM = "你是一个有帮助的助手。"
