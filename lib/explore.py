@@ -30,6 +30,7 @@ from lib.paper import CATEGORIES, COLOURS, POOLINGS, TEMPLATE
 from lib.run.files import CompanionError, resolve
 from lib.run.profile import Profile, load_profile
 from lib.sae import files
+from lib.sae.tokens import pooled_latents
 from lib.steering.generation import Decoding, answer_batch, layer_devices
 from lib.steering.interventions import Intervention
 from lib.steering.loading import ArmLoader
@@ -105,7 +106,7 @@ class Explorer:
         words = similarities(x[-1], reference_of(x[:-1], self.subset))
         nearest = self._nearest(stream[layer], layer=layer, pooling=pooling)
         human = nearest[list(CATEGORIES)].mean().to_numpy()
-        latents = self._latents(stream[layer], layer=layer, pooling=pooling)
+        latents = self._latents(action.strip(), stream[layer], layer=layer, pooling=pooling)
         return View(path[layer], words, human, nearest[["id", "action", "cosine"]], path, latents)
 
     def similarities(self, action: str, *, layer: int, pooling: str) -> np.ndarray:
@@ -133,11 +134,8 @@ class Explorer:
             conditions["steered"] = Intervention("aligned", (layer,))
         folders = {"sae": self.sae, "alignment": self.alignment}
         load_arm = ArmLoader(**folders, d_in=models.width(self.model), devices=layer_devices(self.model))
-        replies = {}
-        for name, condition in conditions.items():
-            answered, _ = answer_batch(self.model, load_arm(condition), [text], decoding=DECODING, seed=0)
-            replies[name] = answered[0]["response"]
-        return replies
+        answer = functools.partial(answer_batch, self.model, prompts=[text], decoding=DECODING, seed=0)
+        return {name: answer(load_arm(condition))[0][0]["response"] for name, condition in conditions.items()}
 
     def reference(self, layer: int, pooling: str) -> Reference:
         """Return the mean and the prototypes of the diagnosis subset; a category without typical rows has none (nan)."""
@@ -155,12 +153,16 @@ class Explorer:
         return self.annotations.assign(cosine=cosine).nlargest(5, "cosine").reset_index(drop=True)
 
     @torch.no_grad()
-    def _latents(self, stream: np.ndarray, *, layer: int, pooling: str) -> pd.DataFrame:
-        folder = self.sae / f"layer_{layer:02d}"
-        columns = ["latent", "activation", "category", "correlation"]
-        if not (folder / "pretrained").exists() or files.metadata(folder / "pretrained").get("pooling") != pooling:
+    def _latents(self, action: str, stream: np.ndarray, *, layer: int, pooling: str) -> pd.DataFrame:
+        folder, columns = self.sae / f"layer_{layer:02d}", ["latent", "activation", "category", "correlation"]
+        about = files.metadata(folder / "pretrained") if (folder / "pretrained").exists() else {}
+        if about.get("pooling") != pooling:
             return pd.DataFrame(columns=columns)
-        activations = files.load(folder / "pretrained").encode(torch.from_numpy(stream)).numpy()
+        sae, where = files.load(folder / "pretrained"), {"layer": layer, "pooling": pooling, "template": self.template}
+        if about.get("kind") == files.TOKENS:
+            activations = pooled_latents(self.model, [action], sae=sae, **where)[0].toarray()[0]
+        else:
+            activations = sae.encode(torch.from_numpy(stream)).numpy()
         table = pd.read_parquet(folder / "features.parquet").assign(activation=lambda t: activations[t["latent"]])
         active = table[table["activation"] > 0].nlargest(8, "activation")
         own = [row[f"r_{row['category']}"] for _, row in active.iterrows()]
@@ -168,18 +170,20 @@ class Explorer:
 
 
 def open_explorer(profile: Profile, model: str) -> Explorer:
-    """Open a model of a finished run; one that the profile or the run does not have is an ``ExplorerError``."""
+    """Open a model of a finished run; one that the profile or the run lacks, or that is remote, is an ``ExplorerError``."""
     if model not in profile.sources:
         raise ExplorerError(f"the profile has no model {model!r}; it has {', '.join(profile.sources)}")
     run = resolve(f"runs/{profile.run}")
     if not (run / "activations" / model / "manifest.json").exists():
         raise ExplorerError(f"run {profile.run!r} has not read {model!r} yet; `make reproduce` with its profile does")
     values = profile.stage_parameters("activations", model)
+    if values["device"] == "remote":
+        raise ExplorerError("device is remote, but the page needs the model on this machine; give another device")
     annotations = pd.read_parquet(run / "vectors" / "annotations.parquet")
     # Several judgments of one action are averaged: a neighbour counts once.
     of_action = annotations.groupby("action", sort=False).agg({"id": "first"} | dict.fromkeys(CATEGORIES, "mean"))
     subset = with_labels(pd.read_parquet(run / "vectors" / "subset.parquet"), annotations)
-    origin = {key: values[key] for key in ("revision", "trust_remote_code", "untrained")}
+    origin = {key: values[key] for key in ("device", "revision", "trust_remote_code", "untrained")}
     opened = models.open_model(values["model_source"], dtype=profile.dtype, **origin)
     store = open_store(run / "activations" / model)
     of_action = of_action[of_action.index.isin(store.index["action"])]
@@ -235,15 +239,14 @@ def page(profile: str, show_content: bool = False) -> widgets.Widget:
             if steered.value:
                 answers = pd.Series(asked.answers(action.value, layer=layer.value, steered=True)).replace("", "(empty)")
                 shown += "<h4>Answer</h4>" + _table("answers", answers.reset_index(), header=False)
-        except ExplorerError as error:
+        except CompanionError as error:
             shown += f'<p class="message">{html.escape(str(error))}</p>'
         result.value = f"{shown}<p><small>{time.perf_counter() - started:.2f} s</small></p>"
 
     def new_model(_: Any) -> None:
-        with contextlib.suppress(ExplorerError):  # looking says what is wrong
-            layers, chosen = range(explorer(model.value).store.layers), layer.value
-            layer.options = layers
-            layer.value = min(chosen, layers[-1])
+        with contextlib.suppress(CompanionError):  # looking says what is wrong
+            chosen, layer.options = layer.value, range(explorer(model.value).store.layers)
+            layer.value = min(chosen, layer.options[-1])
         look(None)
 
     model.observe(new_model, "value")
@@ -272,13 +275,12 @@ def render(view: View, *, layer: int, show_content: bool, twin: np.ndarray | Non
     near = view.nearest.rename(columns={"action": "text"})[["id", "cosine", "text"]]
     largest = view.latents["category"] + view.latents["correlation"].map(" ({:+.2f})".format)
     latents = view.latents[["latent", "activation"]].assign(**{"largest correlation": largest})
+    none = "<p>This layer and pooling have no autoencoder in this run.</p>"
     sections = {
         "Path through the layers": _path(view.path, layer),
         "Nearest annotated actions": _table("nearest", near if show_content else near.assign(text="hidden")),
-        "Latents it activates": "<p>This layer and pooling have no autoencoder in this run.</p>",
+        "Latents it activates": _table("latents", latents) if len(latents) else none,
     }
-    if len(latents):
-        sections["Latents it activates"] = _table("latents", latents)
     shown = "".join(f"<h4>{title}</h4>{section}" for title, section in sections.items())
     return _table("similarities", pd.DataFrame(bars), escape=False) + shown
 

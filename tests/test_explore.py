@@ -8,17 +8,24 @@ import subprocess
 import sys
 import time
 import urllib.request
+from types import SimpleNamespace
 
 import browser
+import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from activations.families import hooked_streams
 
 from lib import explore
+from lib.activations import extraction, models
 from lib.diagnosis.controls import words_only
-from lib.paper import CATEGORIES
+from lib.paper import CATEGORIES, POOLINGS
 from lib.run.files import PROJECT
 from lib.run.profile import load_profile
+from lib.sae import files
+from lib.sae.model import SparseAutoencoder
 
 DEMO = "profiles/demo.yaml"
 
@@ -52,6 +59,55 @@ def test_similarities_are_cosines_after_centring():
     reference = explore.Reference(centre=np.array([1.0, 1.0]), prototypes=np.array([[2.0, 0.0], [0.0, -3.0]]))
     assert explore.similarities(np.array([5.0, 1.0]), reference) == pytest.approx([1, 0])
     assert explore.similarities(np.array([1.0, 0.5]), reference) == pytest.approx([0, 1])
+
+
+@pytest.mark.parametrize("kind", ["tokens", "pooled"])
+def test_a_dictionary_reads_what_it_was_trained_on(tiny_model, tmp_path, kind):
+    """Oracle: raw hooks. One of tokens reads every token, and its latents are averaged; one of pooled vectors their mean."""
+    model, sae, action = models.open_model(str(tiny_model), device="cpu"), SparseAutoencoder(32, 96, k=7), "lying"
+    with torch.no_grad():
+        sae.W_enc *= 30
+    (folder := tmp_path / "layer_01" / "pretrained").mkdir(parents=True)
+    files.save(folder, sae, {"pooling": "mean", "kind": kind})
+    table = pd.DataFrame({f"r_{name}": 0.1 for name in CATEGORIES}, index=range(96)).assign(latent=range(96))
+    table.assign(category="care").to_parquet(tmp_path / "layer_01" / "features.parquet")
+    prompts = extraction.tokenize(model.tokenizer, [action])
+    stream = extraction.pooled_residuals(model, prompts, rows=range(1))[POOLINGS.index("mean"), 1, 0].cpu().numpy()
+    explorer = explore.Explorer(model, None, None, None, tmp_path, None)
+    shown = explorer._latents(action, stream, layer=1, pooling="mean").set_index("latent")["activation"]
+    streams = torch.from_numpy(hooked_streams(model._module, prompts.tokens[0])[1])
+    with torch.no_grad():
+        of_tokens, of_mean = sae.encode(streams).mean(dim=0), sae.encode(streams.mean(dim=0))
+    assert not torch.allclose(of_tokens, of_mean, atol=1e-3)
+    expected = of_tokens if kind == "tokens" else of_mean
+    assert shown.to_numpy() == pytest.approx(expected[shown.index.tolist()].numpy(), abs=1e-4)
+    assert shown.iloc[0] == pytest.approx(float(expected.max()), abs=1e-4)
+
+
+def test_an_error_of_any_part_is_said_on_the_page_and_not_raised(monkeypatch):
+    def look(*arguments, **options):
+        raise files.FormatError("layer_02 has no cfg.json; run notebook 05_sae first")
+
+    opened = SimpleNamespace(store=SimpleNamespace(layers=3), look=look)
+    monkeypatch.setattr(explore, "open_explorer", lambda profile, model: opened)
+    boxes = explore.page(DEMO).children
+    (button,) = [child for box in boxes if isinstance(box, widgets.HBox) for child in box.children
+                 if isinstance(child, widgets.Button)]  # fmt: skip
+    button.click()
+    assert "run notebook 05_sae first" in boxes[-1].value
+
+
+@pytest.mark.parametrize("device", ["8bit", "remote"])
+def test_a_model_is_opened_on_the_device_of_its_profile_unless_that_is_far_away(demo_run, monkeypatch, device):
+    asked = []
+    monkeypatch.setattr(models, "open_model", lambda source, **options: asked.append(options["device"]))
+    profile = load_profile(DEMO).model_copy(update={"device": device})
+    if device == "remote":
+        with pytest.raises(explore.ExplorerError, match="device is remote"):
+            explore.open_explorer(profile, "moral-small")
+    else:
+        explore.open_explorer(profile, "moral-small")
+    assert asked == ([] if device == "remote" else [device])
 
 
 def view():

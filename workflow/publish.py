@@ -45,6 +45,13 @@ from lib.steering.receipts import lay_out, summary
 from lib.vectors.moral_vectors import SPLITS
 from workflow.crate import write_crate
 
+USED_ON = {
+    files.POOLED: "They were trained on pooled vectors of whole prompts: on single tokens they are used beyond what they were "
+    "trained on.",
+    files.TOKENS: "They were trained on single tokens, which is what they are used on.",
+}
+"""Kind of an autoencoder -> what its card says of steering with it."""
+
 PUBLISHED_ARMS = [arm for arm in FOLDERS if arm not in (*DIRECTIONS, "random-untuned")]
 """Arms that are autoencoders of their own."""
 
@@ -161,17 +168,21 @@ def autoencoders(run: Run, folder: Path, model: str) -> None:
         "autoencoders", folder, **words,
         example=f"{folder_of(parameters['layers'][0])}/aligned",
         table=table.to_markdown(index=False, floatfmt=".4g", missingval=""),
-        trained_on="pooled vectors of whole prompts" if about.get("kind") == "pooled" else "single tokens",
+        used_on=USED_ON[about["kind"]],
+        unit=measured["unit"],
         receipts=seen(run, model, table["arm"].unique().tolist()).to_markdown(index=False, floatfmt=".4g"),
         answered=f"{run.parameters(stages[2])['protocol']} protocol",
     )  # fmt: skip
 
 
 def seen(run: Run, model: str, arms: list[str]) -> pd.DataFrame:
-    """Return what the receipts say, on average, of those ``arms`` that answered prompts: a row per condition."""
+    """Return what the receipts say, on average, of those ``arms`` that answered prompts: a row per condition, or none."""
     directory = run.directory / "steering" / model
-    table = summary(lay_out(read_answers(directory, [arm for arm in arms if (directory / f"{arm}.jsonl").exists()])))
-    return table[[*CONDITION, "answers", "positions_touched", "relative_norm", "active_latents", "kl_first_step"]]
+    columns = [*CONDITION, "answers", "positions_touched", "relative_norm", "active_latents", "kl_first_step"]
+    written = {path.stem for path in directory.glob("*.jsonl") if path.stat().st_size}
+    if not (answered := [arm for arm in arms if arm in written]):
+        return pd.DataFrame(columns=columns)
+    return summary(lay_out(read_answers(directory, answered)))[columns]
 
 
 def directions(run: Run, folder: Path, model: str) -> None:
@@ -179,6 +190,9 @@ def directions(run: Run, folder: Path, model: str) -> None:
 
     The ``coefficient`` is as long, beside the mean stream of last tokens in notebook 02, as the arm's change was beside the
     stream in the answers of notebook 07. An arm that answered nothing has none and is left out.
+
+    Raises:
+        MissingStageError: none of the arms answered, or one of the stages is not finished.
     """
     stages = [f"{stage}/{model}" for stage in ("activations", "sae", "alignment", "steering")]
     require(run.directory, *stages)
@@ -199,6 +213,8 @@ def directions(run: Run, folder: Path, model: str) -> None:
     norms = pd.read_parquet(activations / "norms.parquet").query("position == 'last'").set_index("layer")["norm"]
     how = {name: parameters[name] for name in ("strength", "mode", "features", "positions")}
     receipts = seen(run, model, [arm for arm in STEERED if arm in parameters["arms"]])
+    if receipts.empty:
+        raise MissingStageError(f"neither {' nor '.join(STEERED)} answered a prompt, so no direction has a coefficient")
     written = []
     for receipt in json.loads(receipts.dropna(subset="layer").to_json(orient="records")):
         arm, layer = receipt["arm"], receipt["layer"]
@@ -256,7 +272,7 @@ def publish(directory: Path, target: Path) -> None:
     """
     run = open_run(directory)
     parts: dict[str, Callable[[Path], None]] = {"moral-vectors": lambda folder: moral_vectors(run, folder)}
-    for model in sorted(path.name for path in (directory / "alignment").glob("*") if path.is_dir()):
+    for model in sorted(path.name for path in (directory / "alignment").glob("[!.]*") if path.is_dir()):
         parts[f"autoencoders/{model}"] = lambda folder, model=model: autoencoders(run, folder, model)
         parts[f"directions/{model}"] = lambda folder, model=model: directions(run, folder, model)
     parts["ledger"] = lambda folder: ledger(run, folder)
@@ -267,7 +283,8 @@ def publish(directory: Path, target: Path) -> None:
                 print(f"{short(target / name)}")
             except MissingStageError as error:
                 print(f"left out: {name}: {error}")
-        finished = [read_manifest(path.parent)["finished"] for path in directory.glob("*/**/manifest.json")]
+        # What was superseded lies in a hidden folder.
+        finished = [read_manifest(path.parent)["finished"] for path in directory.glob("[!.]*/**/manifest.json")]
         what = " ".join(["Moral vectors, autoencoders, steering directions and claims.", *run.notices])
         write_crate(
             temporary, name=directory.name, description=what, licence=run.words["licence"], finished=max(finished)

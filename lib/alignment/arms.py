@@ -7,8 +7,8 @@ training of the autoencoder, or the autoencoder itself.
 * ``aligned``: the paper's claim.
 * ``reconstruction``: the same latents trained on, without labels, by the reconstruction alone.
 * ``shuffled``: trained the same way on labels permuted among actions; several permutations.
-* ``random``: tunes as many latents that fire as often, drawn at random, in the same roles, on the true labels; and
-  ``random-untuned``: these latents before they are tuned.
+* ``random``: tunes as many latents that fire as often, drawn at random, in the same roles but none in its own, on the true
+  labels; and ``random-untuned``: these latents before they are tuned.
 * ``random-weights``: begins from random weights that are as sparse; its features are found and tuned by the same rules.
 * ``ridge``: ten directions of the stream in closed form, no dictionary at all.
 * ``probe``: these ten directions, trained on by the same losses as the aligned latents.
@@ -101,10 +101,12 @@ def make(
         sae = controls.random_weights(sae, sides["train"].x, seed=seed)
         table = features.identify(sae, sides, permutations=0, seed=seed)
     chosen = selection_of(arm, table, seed=seed)
-    labelled = controls.shuffled_labels(sides, seed=[seed, draw]) if arm == "shuffled" else sides
-    aligned, history = align(
-        sae, chosen, rows=labelled, weights=objective.RECONSTRUCTION if arm == "reconstruction" else None
-    )
+    labelled, weights = sides, None
+    if arm == "shuffled":
+        labelled = controls.shuffled_labels(sides, seed=[seed, draw])
+    elif arm == "reconstruction":
+        labelled, weights = controls.without_labels(sides), objective.RECONSTRUCTION
+    aligned, history = align(sae, chosen, rows=labelled, weights=weights)
     aligned, sae = aligned.cpu(), sae.cpu()
     if tuning.frozen_hash(aligned, chosen.tuned) != tuning.frozen_hash(sae, chosen.tuned):
         raise AssertionError(f"layer {layer}, {arm}: a frozen weight has changed")
@@ -146,18 +148,20 @@ def selection_of(arm: str, table: pd.DataFrame, *, seed: int) -> selection.Selec
 
 
 def tuned_share(stage: Stage, vectors: np.ndarray, *, parameters: AlignmentParameters) -> pd.DataFrame:
-    """Return what is tuned: columns ``layer, tuned, latents, frozen_share`` (of weights) and ``targets_below_floor``.
+    """Return what is tuned: ``layer, tuned, latents, frozen_share`` (of weights), ``random_tuned``, ``targets_below_floor``.
 
-    The last is the share of positive typicalities of the training rows' ``vectors`` [rows, 10] that the published alignment
-    loss cannot reach.
+    ``random_tuned`` counts the latents of the arm ``random`` that are tuned ones, in other roles. The last is the share of
+    positive typicalities of the training rows' ``vectors`` [rows, 10] that the published alignment loss cannot reach.
     """
     records, below = [], objective.share_below_floor(vectors)
     for layer in parameters.layers:
         source = stage.inputs["sae"] / folder_of(layer) / FOLDERS["untuned"]
         table = features_of(source)
-        frozen = tuning.frozen_share(files.load(source), selection.select(table).tuned)
-        records.append((layer, int(table["tuned"].sum()), len(table), frozen, below))
-    return pd.DataFrame(records, columns=["layer", "tuned", "latents", "frozen_share", "targets_below_floor"])
+        tuned, drawn = (selection_of(arm, table, seed=parameters.seed).tuned for arm in ("aligned", "random"))
+        frozen, overlap = tuning.frozen_share(files.load(source), tuned), int(np.isin(drawn, tuned).sum())
+        records.append((layer, len(tuned), len(table), frozen, overlap, below))
+    columns = ["layer", "tuned", "latents", "frozen_share", "random_tuned", "targets_below_floor"]
+    return pd.DataFrame(records, columns=columns)
 
 
 def measure(rows: Reader, folders: dict[int, Folders], *, parameters: AlignmentParameters) -> dict[str, pd.DataFrame]:

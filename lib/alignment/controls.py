@@ -56,6 +56,11 @@ def shuffled_labels(sides: dict[str, Rows], *, seed: int | list[int]) -> dict[st
     return shuffled
 
 
+def without_labels(sides: dict[str, Rows]) -> dict[str, Rows]:
+    """Return the rows with no labels: every vector is 0, so that no loss sees any and all rows are drawn equally often."""
+    return {side: part._replace(vectors=np.zeros_like(part.vectors)) for side, part in sides.items()}
+
+
 @torch.no_grad()
 def random_weights(sae: SparseAutoencoder, rows: np.ndarray, *, seed: int) -> SparseAutoencoder:
     """Return an autoencoder of random weights that is as sparse as ``sae`` and does no harm on rows [rows, d_in].

@@ -54,13 +54,16 @@ def losses(frame: pd.DataFrame) -> Figure:
     terms, arms = (list(frame[column].unique()) for column in ("term", "arm"))
     figure, grid = plt.subplots(-(-len(terms) // 3), 3, figsize=(9, 2.4 * -(-len(terms) // 3)), sharex=True)
     dashes = {"train": "-", "validation": "--"}
-    for ax, term in zip(grid.flat, terms, strict=True):
+    for ax, term in zip(grid.flat, terms, strict=False):
         for (arm, split), part in frame[frame["term"] == term].groupby(["arm", "split"], sort=False):
             ax.plot(part["epoch"], part["value"], color=ARM_COLOURS[arm], linestyle=dashes[split])
         ax.set_title(term, fontsize="medium")
         ax.tick_params(labelsize="small")
-    for ax in grid.flat[-3:]:
+    for ax in grid.flat[max(0, len(terms) - 3) : len(terms)]:
         ax.set_xlabel("epoch", fontsize="small")
+        ax.tick_params(labelbottom=True)
+    for ax in grid.flat[len(terms) :]:
+        ax.set_visible(False)
     figure.supylabel("mean over rows", fontsize="medium")
     handles = [Line2D([], [], color=ARM_COLOURS[arm], label=arm) for arm in arms]
     handles += [Line2D([], [], color="0.3", linestyle=style, label=split) for split, style in dashes.items()]

@@ -49,16 +49,23 @@ def select(features: pd.DataFrame) -> Selection:
 
 
 def randomly(selection: Selection, activity: np.ndarray, *, seed: int) -> Selection:
-    """Return as many other latents that fire about as often, drawn at random, with the same roles.
+    """Return as many latents that fire about as often, drawn at random, in the same roles but none in its own.
 
-    It is the control for the choice of features. Of latents with similar ``activity`` [d_sae], untuned ones are taken
-    first; where the tuned set is so large that they run out, tuned ones follow, in other roles.
+    It is the control for the choice of features. Of latents with similar ``activity`` [d_sae], at least two, untuned ones are
+    taken first. Where the tuned set is so large that they run out, tuned ones follow, in other roles: the difference to the
+    control is then what the roles are worth, no longer what the choice of latents is.
     """
-    generator, chosen = np.random.default_rng(seed), np.empty_like(selection.tuned)
-    penalty = 1e-6 * generator.random(len(activity))
-    penalty[selection.tuned] += 2
-    for position in generator.permutation(len(chosen)):
-        chosen[position] = np.argmin(np.abs(activity - activity[selection.tuned[position]]) + penalty)
+    generator, own = np.random.default_rng(seed), selection.tuned
+    chosen, penalty = own.copy(), 1e-6 * generator.random(len(activity))
+    penalty[own] += 2
+    order = generator.permutation(len(own))
+    for position in order:
+        distance = np.abs(activity - activity[own[position]]) + penalty
+        distance[own[position]] = np.inf
+        chosen[position] = np.argmin(distance)
+        if np.isinf(distance).all():
+            # Only itself is left: the first role takes it, and this one what the first had.
+            chosen[position], chosen[order[0]] = chosen[order[0]], own[position]
         penalty[chosen[position]] = np.inf
     return replace(selection, tuned=chosen)
 

@@ -97,21 +97,21 @@ def quality_of_layers(stage: Stage, rows: Reader, *, parameters: SAEParameters) 
     """Measure every layer's autoencoder on the rows of each split.
 
     Returns:
-        Columns ``layer, split, mse, l0, fvu, dead, rows`` with the measures of :func:`lib.sae.model.quality`, ``d_sae`` and
-        ``target_l0`` (NaN for an autoencoder by others), ``missed``: L0 is more than 10% away from its target, and ``unit``,
-        what was measured: every ``row``, or every ``token`` of the rows' distinct actions.
+        Columns ``layer, split, mse, l0, fvu, dead, rows`` with the measures of :func:`lib.sae.model.quality`, ``d_sae``,
+        ``epochs`` of training (0 for an autoencoder by others) and ``target_l0`` (NaN for one), ``missed``: L0 is more than 10%
+        away from its target, and ``unit``, what was measured: every ``row``, or every ``token`` of the rows' distinct actions.
     """
     records, of_tokens = [], parameters.sae_kind == files.TOKENS
     for layer in parameters.layers:
-        sae, sides = pretrained(stage, layer), rows(layer)
-        target = recipe_of(parameters, rows=len(sides["train"].vectors), d_in=sae.d_in).target_l0
-        target = target if parameters.sae_source == TRAIN else float("nan")
-        for split, part in sides.items():
+        folder, sae = stage.directory / folder_of(layer) / "pretrained", pretrained(stage, layer)
+        history = pd.read_parquet(folder / "history.parquet")
+        target, epochs = float(history["target_l0"].iloc[0]), len(history) if parameters.sae_source == TRAIN else 0
+        for split, part in rows(layer).items():
             if of_tokens:
-                measured = tokens.quality(stage.directory / folder_of(layer) / "pretrained", split)
+                measured = tokens.quality(folder, split)
             else:
                 measured = model.quality(sae, torch.from_numpy(part.x).to(sae.W_enc.device))
-            size = {"rows": len(part.vectors), "d_sae": sae.d_sae, "target_l0": target}
+            size = {"rows": len(part.vectors), "d_sae": sae.d_sae, "epochs": epochs, "target_l0": target}
             missed = training.misses(measured["l0"], target)
             unit = "token" if of_tokens else "row"
             records.append({"layer": layer, "split": split, **measured, **size, "missed": missed, "unit": unit})
@@ -119,7 +119,7 @@ def quality_of_layers(stage: Stage, rows: Reader, *, parameters: SAEParameters) 
 
 
 def remarks(quality: pd.DataFrame) -> list[str]:
-    """Say in words what the table of :func:`quality_of_layers` shows of each layer's size, target and memorised rows."""
+    """Say in words what the table of :func:`quality_of_layers` shows of each layer's size, training and target."""
     said = []
     for layer, part in quality.groupby("layer"):
         train, test = part.set_index("split").loc["train"], part.set_index("split").loc["test"]
@@ -134,6 +134,12 @@ def remarks(quality: pd.DataFrame) -> list[str]:
             f"each). Unexplained variance is {test['fvu']:.3f} on test rows and {train['fvu']:.3f} on the rows it was "
             f"trained on: {test['fvu'] / train['fvu']:.1f} times as much."
         )
+        if train["epochs"] <= training.WARM_UP_EPOCHS:
+            said.append(
+                f"**After layer {layer} it was trained for {train['epochs']} epochs, all within the warm-up of "
+                f"{training.WARM_UP_EPOCHS}: the rate never reached its value.** Raise sae_minutes or sae_epochs, or lower "
+                "expansion."
+            )
         if train["missed"]:
             said.append(
                 f"**The target is missed after layer {layer}: {train['l0']:.0f} latents are active per row, not "

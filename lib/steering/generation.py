@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
+from jinja2 import TemplateError
 from nnsight import TransformersModel
 from torch import Tensor
 
@@ -60,7 +61,8 @@ class Decoding:
     def as_done_by(self, model: TransformersModel) -> dict[str, int | float]:
         """Return the choices as they act in a model, its own defaults filled in."""
         own = model._module.generation_config
-        filled = {name: getattr(own, name, None) or default for name, default in MODEL_DEFAULTS.items()}
+        known = {name: getattr(own, name, None) for name in MODEL_DEFAULTS}
+        filled = {name: MODEL_DEFAULTS[name] if value is None else value for name, value in known.items()}
         return {name: filled[name] if value is None else value for name, value in asdict(self).items()}
 
 
@@ -97,6 +99,22 @@ class EncodedPrompts(NamedTuple):
     """Whether the chat template has already opened a thought, which the answer only closes."""
 
 
+def in_chat_template(model: TransformersModel, prompts: list[str]) -> tuple[list[str], str]:
+    """Return prompts inside the model's chat template, ready for an answer, and what to call this form.
+
+    A template that refuses the role of a system, as those of Gemma 2 and the first Mistral-Instruct do, is given its prompt in
+    front of the user's text.
+    """
+    options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": ENABLE_THINKING}
+    name, apply = f"chat template, enable_thinking={ENABLE_THINKING}", model.tokenizer.apply_chat_template
+    system = {"role": "system", "content": SYSTEM_PROMPT}
+    try:
+        return apply([[system, {"role": "user", "content": text}] for text in prompts], **options), name
+    except TemplateError:  # one that is broken altogether fails again below
+        chats = [[{"role": "user", "content": f"{SYSTEM_PROMPT}\n\n{text}"}] for text in prompts]
+        return apply(chats, **options), f"{name}, no system role: its prompt stands in front of the user's text"
+
+
 def encode_prompts(model: TransformersModel, prompts: list[str], max_new_tokens: int) -> EncodedPrompts:
     """Put prompts into the model's chat template, tokenize them and pad on the left.
 
@@ -105,12 +123,8 @@ def encode_prompts(model: TransformersModel, prompts: list[str], max_new_tokens:
     """
     tokenizer = model.tokenizer
     if tokenizer.chat_template:
-        chats = [[{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": text}] for text in prompts]
-        texts = tokenizer.apply_chat_template(
-            chats, tokenize=False, add_generation_prompt=True, enable_thinking=ENABLE_THINKING
-        )
-        rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        name, opens = f"chat template, enable_thinking={ENABLE_THINKING}", texts[0].rstrip().endswith(THOUGHT[0])
+        texts, name = in_chat_template(model, prompts)
+        rows, opens = tokenizer(texts, add_special_tokens=False)["input_ids"], texts[0].rstrip().endswith(THOUGHT[0])
     else:
         rows = tokenizer([PLAIN_FORMAT.format(system=SYSTEM_PROMPT, prompt=text) for text in prompts])["input_ids"]
         name, opens = f"no chat template: {PLAIN_FORMAT!r}", False

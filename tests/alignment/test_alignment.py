@@ -3,17 +3,20 @@
 import copy
 from typing import get_args
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib import pyplot as plt
 from pydantic import ValidationError
 from scipy.stats import norm
 
-from lib.alignment import controls, evaluation, objective, tuning
+from lib.alignment import controls, evaluation, figures, objective, tuning
 from lib.alignment.objective import PAIR_MARGIN, _prototype_term, losses, row_weights, share_below_floor, term_weights
 from lib.alignment.selection import Selection, TunedLatents, select
 from lib.paper import CATEGORIES
+from lib.run.files import PROJECT
 from lib.run.parameters import AlignmentKeys
 from lib.sae.model import SparseAutoencoder, quality
 from lib.sae.rows import Rows
@@ -598,3 +601,31 @@ def test_permutations_of_the_labels_are_averaged_and_widen_the_interval(rows):
     assert values["both"]["value"] == pytest.approx((values["first"]["value"] + values["second"]["value"]) / 2)
     assert values["both"]["ci_low"] < values["second"]["value"] + 0.1
     assert values["both"]["ci_high"] > values["first"]["value"] - 0.1
+
+
+def curves(*arms, terms):
+    """Histories of arms with these terms of the objective."""
+    epochs = [(epoch, side, term, 0.1) for epoch in range(3) for side in ("train", "validation") for term in terms]
+    table = pd.DataFrame(epochs, columns=["epoch", "split", "term", "value"])
+    return pd.concat([table.assign(arm=arm) for arm in arms], ignore_index=True)
+
+
+@pytest.mark.parametrize("terms", [objective.WEIGHTS, objective.of_directions("six-term"), objective.RECONSTRUCTION])
+def test_losses_of_any_number_of_terms_are_drawn(terms):
+    figure = figures.losses(curves("probe", terms=terms))
+    shown = [ax for ax in figure.axes if ax.get_visible()]
+    assert [ax.get_title() for ax in shown] == list(terms)
+    assert [ax.get_xlabel() for ax in shown[-3:]] == ["epoch"] * min(3, len(terms))
+    assert all(ax.xaxis.get_tick_params()["labelbottom"] for ax in shown[-3:])
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("arms", [("probe",), ("aligned", "probe")])
+def test_the_notebook_says_where_nothing_was_tuned(arms, capsys):
+    notebook = nbformat.read(PROJECT / "notebooks" / "06_alignment.ipynb", nbformat.NO_CONVERT)
+    (source,) = [cell.source for cell in notebook.cells if "figures.losses" in cell.source]
+    drawn = []
+    known = {"curves": curves(*arms, terms=["align"]), "figures": figures, "stage": None, "model": "m", "last": 2}
+    exec(source, known | {"publish": lambda *arguments, **options: drawn.append(arguments)})
+    assert bool(drawn) == ("aligned" in arms)
+    assert ("nothing was tuned" in capsys.readouterr().out) != bool(drawn)

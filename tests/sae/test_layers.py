@@ -134,6 +134,7 @@ def test_the_tables_of_all_layers_stand_below_each_other(tmp_path):
             pd.testing.assert_frame_equal(table[table["layer"] == layer], alone[name])
     share = arms.tuned_share(stage, reader(0)["train"].vectors, parameters=asked).set_index("layer")
     assert share["tuned"].to_dict() == {layer: table["tuned"].sum() for layer, table in tables.items()}
+    assert (share["random_tuned"] == (2 * share["tuned"] - share["latents"]).clip(lower=0)).all()
     quality = layers.quality_of_layers(trained, reader, parameters=of_sae(chosen))
     assert quality.groupby("layer")["rows"].sum().to_dict() == {0: 420, 2: 420}
 
@@ -171,12 +172,12 @@ def test_no_feature_passing_is_an_outcome_of_every_later_step(tmp_path):
     assert values["aligned", "fvu", "all"] == values["untuned", "fvu", "all"]
 
 
-def quality(l0=10.0, target=10.0, fvu=(0.1, 0.3)):
+def quality(l0=10.0, target=10.0, fvu=(0.1, 0.3), epochs=40):
     """The table of a layer of 50 latents, trained on 100 rows."""
     splits = {"train": (fvu[0], 100), "test": (fvu[1], 20)}
     return pd.DataFrame(
         {"layer": 4, "split": split, "unit": "row", "l0": l0, "target_l0": target, "fvu": unexplained, "rows": rows, "d_sae": 50,
-         "missed": training.misses(l0, target)}
+         "epochs": epochs, "missed": training.misses(l0, target)}
         for split, (unexplained, rows) in splits.items()
     )  # fmt: skip
 
@@ -195,12 +196,18 @@ def test_memorised_rows_and_a_missed_target_are_said():
     assert "trained" not in others
 
 
+def test_a_training_that_ended_within_its_warm_up_is_said():
+    assert "trained for 5 epochs, all within the warm-up of 5" in layers.remarks(quality(epochs=5))[1]
+    assert len(layers.remarks(quality(epochs=6))) == 1
+
+
 def test_the_table_of_quality_has_the_target_and_says_whether_it_is_missed(tmp_path):
     trained = stage_in(tmp_path / "sae")
     layers.train_layers(trained, reader, parameters=of_sae([0]))
     table = layers.quality_of_layers(trained, reader, parameters=of_sae([0]))
     assert set(table["target_l0"]) == {4}
     assert set(table["d_sae"]) == {48}
+    assert set(table["epochs"]) == {4}
     assert table["missed"].tolist() == (abs(table["l0"] / 4 - 1) >= 0.1).tolist()
     topk = of_sae([0]).model_copy(update={"sae_activation": "topk"})
     other = stage_in(tmp_path / "topk" / "sae")

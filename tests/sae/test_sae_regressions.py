@@ -165,6 +165,33 @@ def test_random_latents_are_others_that_fire_as_often():
     np.testing.assert_allclose(activity[random], activity[latents], atol=0.05)
 
 
+@given(latents=st.integers(2, 40), share=st.floats(0, 1), levels=st.integers(1, 50), seed=st.integers(0, 1000))
+def test_no_random_latent_is_in_its_own_role_and_none_comes_twice(latents, share, levels, seed):
+    """Down to two latents that are both tuned; the demo once had 75 of 170 in their own roles."""
+    generator = np.random.default_rng(seed)
+    activity = generator.integers(0, levels, latents) / levels
+    own = np.sort(generator.permutation(latents)[: max(1, round(share * latents))])
+    empty = np.array([], dtype=int)
+    chosen = selection.Selection(own, *np.zeros((2, len(own), 10)), empty, empty)
+    random = selection.randomly(chosen, activity, seed=seed).tuned
+    assert len(set(random)) == len(own)
+    assert (random != own).all()
+    untuned = np.setdiff1d(np.arange(latents), own)
+    assert np.isin(random, untuned).sum() == min(len(own), len(untuned)), "untuned ones first"
+
+
+def test_the_reconstruction_arm_never_sees_a_label(tmp_path):
+    """Under other labels it ends with the same weights: neither its loss nor the rows it draws depend on them."""
+    sae, rows = latents_of_the_axes(), repeated(4.0, 0)
+    source, weights = stored(tmp_path, sae, rows), {}
+    for name, vectors in {"own": rows.vectors, "others": np.roll(rows.vectors, 7, axis=0) / 2}.items():
+        (tmp_path / name).mkdir()
+        align_arm(tmp_path / name, source, rows._replace(vectors=vectors), "reconstruction", alignment_epochs=2)
+        weights[name] = load_file(tmp_path / name / files.TUNED)
+    assert all(torch.equal(value, weights["others"][key]) for key, value in weights["own"].items())
+    assert not torch.equal(weights["own"]["b_enc"], sae.b_enc[files.metadata(tmp_path / "own")["tuned_latents"]])
+
+
 def test_unexplained_variance_survives_a_large_common_offset():
     generator = np.random.default_rng(0)
     x = (generator.normal(size=(400, 16)) + 1e4).astype(np.float32)

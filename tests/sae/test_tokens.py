@@ -140,6 +140,8 @@ def test_a_dictionary_of_tokens_goes_through_the_whole_stage(tmp_path, tiny_mode
         quality(dictionary(), read), rel=1e-4
     )
     assert measured.loc["test", "unit"] == "token"
+    assert (measured["epochs"] == 0).all()
+    assert measured["target_l0"].isna().all()
     history = files.histories(folders, "layer")
     assert history["fvu"].tolist() == [measured.loc["validation", "fvu"]]
     shown = features.most_activating(dictionary(), validation, table=table.assign(tuned=True), count=2)

@@ -322,8 +322,9 @@ def test_at_the_papers_size_the_sizes_are_the_published_ones_but_for_the_diction
     given = sized(SAEKeys(layers=[0], expansion=16, sae_epochs=200), rows=201_023, d_in=4096)
     assert (given.d_sae, given.epochs, given.target_l0, given.batch_size) == (65_536, 200, 100, 4096)
     assert given.learning_rate == pytest.approx(1e-4)
-    auto = sized(SAEKeys(layers=[0]), rows=201_023, d_in=4096)
+    auto = sized(SAEKeys(layers=[0], sae_epochs=200), rows=201_023, d_in=4096)
     assert auto.d_sae == 4 * 4096  # ten rows a latent
+    assert auto.batch_size == 4096
 
 
 def test_a_dictionary_fits_its_rows_and_its_budget():
@@ -334,4 +335,29 @@ def test_a_dictionary_fits_its_rows_and_its_budget():
     more, longer = (sized(SAEKeys(layers=[0], sae_minutes=minutes), rows=100_000, d_in=1024) for minutes in (1, 2))
     assert longer.epochs == pytest.approx(2 * more.epochs, abs=1)
     assert sized(SAEKeys(layers=[0]), rows=20, d_in=8).batch_size == 20  # at least one step
+    wide = sized(SAEKeys(layers=[0], sae_minutes=20), rows=201_023, d_in=1024)
+    assert wide.d_sae == 2048  # ten rows a latent would be 16 times, whose one epoch ends within the warm-up
     assert sized(SAEKeys(layers=[0], expansion=2, target_l0=7, batch_size=32), rows=10_000, d_in=896).target_l0 == 7
+
+
+@pytest.mark.parametrize(("d_in", "minutes"), [(576, 5), (896, 10), (1024, 20)])
+def test_what_the_minutes_allow_on_all_annotations_is_a_whole_training(d_in, minutes):
+    """The profiles for a CPU once trained one epoch of 49 steps, at a fifth of the learning rate at most."""
+    recipe = sized(SAEKeys(layers=[0], sae_minutes=minutes), rows=201_023, d_in=d_in)
+    steps, rates = training.steps_of(recipe, 201_023), []
+    for step in range(recipe.epochs * steps):
+        rates.append(training.rate_at(step, steps=steps, epochs=recipe.epochs))
+    assert recipe.epochs >= 10
+    assert len(rates) >= 5000
+    assert max(rates) == 1
+    assert rates[-1] < 0.02, "and falls to its end"
+    operations = 10 * d_in * recipe.d_sae * 201_023 * recipe.epochs
+    assert operations <= minutes * 60 * 4e10
+
+
+def test_the_sizes_of_small_runs_stay_what_they_were():
+    """What the demo and the findings were trained with: width, active latents, epochs and batch."""
+    demo = sized(SAEKeys(layers=[2], target_l0=32, sae_epochs=40), rows=2387, d_in=64)
+    assert (demo.d_sae, demo.target_l0, demo.epochs, demo.batch_size) == (192, 32, 40, 64)
+    findings = sized(SAEKeys(layers=[12]), rows=10_267, d_in=896)
+    assert (findings.d_sae, findings.target_l0, findings.epochs, findings.batch_size) == (896, 47, 200, 256)

@@ -108,7 +108,14 @@ def told(decoding, **keys):
     """Parameters of the stage with this decoding and these other keys."""
     chosen = {"protocol": decoding} if decoding == "published" else asdict(decoding)
     chosen.pop("top_k", None)
-    known = {"run_dir": "", "model": "tiny", "model_source": "", "revision": None, "prompts": "", "show_content": False}
+    known = {
+        "run_dir": "",
+        "model": "tiny",
+        "model_source": "",
+        "revision": None,
+        "prompts": "none.jsonl",
+        "show_content": False,
+    }
     return parameters.SteeringParameters(**known | {"layers": [LAYER]} | chosen | keys)
 
 
@@ -479,6 +486,34 @@ def test_prompts_use_the_chat_template_or_a_stated_plain_format(model):
         model.tokenizer.chat_template = template
     assert model.tokenizer.decode(plain.inputs["input_ids"][0]) == f"{generation.SYSTEM_PROMPT}\n你好\n"
     assert repr(generation.PLAIN_FORMAT) in plain.format
+
+
+REFUSALS = [
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}",
+    "{% if messages[0].role != 'user' %}{{ raise_exception('roles must alternate user/assistant/...') }}{% endif %}",
+]
+"""How the templates of Gemma 2 and of Mistral-Instruct v0.1 begin."""
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_template_without_a_system_role_gets_its_prompt_before_the_users_text(model, monkeypatch, refusal):
+    monkeypatch.setattr(model.tokenizer, "chat_template", refusal + CHAT_TEMPLATE)
+    encoded = generation.encode_prompts(model, ["你好"], 8)
+    text = model.tokenizer.decode(encoded.inputs["input_ids"][0])
+    assert text == f"<user>{generation.SYSTEM_PROMPT}\n\n你好<assistant>"
+    receipt = answer(model, BASELINE, ["你好"], GREEDY, seed=0)[0]["receipt"]
+    assert "in front of the user's text" in receipt["prompt_format"]
+    monkeypatch.setattr(model.tokenizer, "chat_template", "{{ raise_exception('broken') }}")
+    with pytest.raises(Exception, match="broken"):
+        generation.encode_prompts(model, ["你好"], 8)
+
+
+def test_a_models_own_choice_of_no_cut_is_not_taken_for_no_choice(model, monkeypatch):
+    left_to_it = replace(SAMPLED, top_k=None)
+    for own, acts in ((None, 50), (0, 0), (7, 7)):
+        monkeypatch.setattr(model._module.generation_config, "top_k", own)
+        assert left_to_it.as_done_by(model)["top_k"] == acts
+    assert SAMPLED.as_done_by(model)["top_k"] == 0
 
 
 def test_a_context_too_short_is_shared_and_recorded(model):

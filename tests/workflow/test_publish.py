@@ -186,3 +186,45 @@ def test_what_is_not_finished_is_left_out_and_what_was_changed_is_refused(demo_r
     assert (run / "publish" / "moral-vectors" / "README.md").exists(), "what was there stays"
     with pytest.raises(MissingStageError, match="vectors is not finished"):
         publish.publish(tmp_path / "nothing", tmp_path / "out")
+
+
+def run_where(demo_run, run, answered):
+    """The demo run with the answers of these arms alone, beside results that were superseded and cannot be read."""
+    (run / ".superseded" / "claims").mkdir(parents=True)
+    (run / ".superseded" / "claims" / "manifest.json").write_text("{}")
+    for stage in {path.name for path in demo_run.glob("[!.]*")} - {"steering", "publish"}:
+        (run / stage).symlink_to(demo_run / stage)
+    steering = run / "steering" / MODEL
+    shutil.copytree(demo_run / "steering" / MODEL, steering)
+    manifest = json.loads((steering / "manifest.json").read_text())
+    for path in steering.glob("*.jsonl"):
+        if path.stem not in answered:
+            path.unlink()
+            del manifest["outputs"][path.name]
+    (steering / "manifest.json").write_text(json.dumps(manifest))
+    return run
+
+
+@pytest.mark.parametrize("arms", [["baseline", "random-sae"], ["baseline", "aligned", "mean-difference"]])
+def test_arms_that_answered_nothing_are_left_out_and_all_else_is_published(demo_run, tmp_path, capsys, arms):
+    run = run_where(demo_run, tmp_path / "run", arms)
+    publish.publish(run, tmp_path / "out")
+    written = set(files_below(tmp_path / "out"))
+    directions = {name for name in written if name.endswith(".safetensors") and name.startswith("directions")}
+    steered = set(arms) & set(publish.STEERED)
+    assert directions == {f"directions/{MODEL}/layer_02.{arm}.safetensors" for arm in steered}
+    assert ("left out: directions/moral-small: neither mean-difference" in capsys.readouterr().out) == (not steered)
+    assert f"autoencoders/{MODEL}/README.md" in written
+    assert any(name.startswith("ledger/") for name in written)
+
+
+def test_the_card_says_of_either_kind_what_it_is_used_on(demo_run, published, tmp_path, monkeypatch):
+    pooled, metadata, read = published / "autoencoders" / MODEL, files.metadata, pd.read_parquet
+    monkeypatch.setattr(files, "metadata", lambda folder: metadata(folder) | {"kind": "tokens"})
+    monkeypatch.setattr(pd, "read_parquet", lambda path: read(path).assign(unit="token"))
+    publish.autoencoders(publish.open_run(demo_run), tmp_path, MODEL)
+    texts = [" ".join((folder / "README.md").read_text().split()) for folder in (pooled, tmp_path)]
+    for text, unit, trained_on in zip(texts, ("row", "token"), ("pooled vectors of", "single tokens"), strict=True):
+        assert f"the latents active per {unit}, both" in text
+        assert f"They were trained on {trained_on}" in text
+    assert ["beyond what they were trained on" in text for text in texts] == [True, False]
