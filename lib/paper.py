@@ -56,7 +56,8 @@ MAX_TOKENS = 128
 """The published truncation."""
 
 POOLINGS = ("mean", "mean_without_first", "action", "last")
-"""Mean over all tokens (published), without the first one, over the action's tokens only, the last token alone."""
+"""Mean over all tokens (published), without the first one, over the action's tokens only, the last token alone. Of a prompt of
+one token, the mean without the first is that token."""
 
 
 def models() -> pd.DataFrame:

@@ -267,7 +267,8 @@ def norm_profile(model: TransformersModel, prompts: Prompts, *, rows: range) -> 
     lengths = prompts.lengths[rows.start : rows.stop]
     records = []
     for layer, values in enumerate(norms.cpu().numpy()):
-        samples = {name: values[lengths > index + 1, index] for index, name in enumerate(LEADING_POSITIONS)}
+        leading = enumerate(LEADING_POSITIONS[: values.shape[1]])
+        samples = {name: values[lengths > index + 1, index] for index, name in leading}
         samples["last"] = values[np.arange(len(lengths)), lengths - 1]
         for name, sample in samples.items():
             if len(sample) > 1:
@@ -279,14 +280,17 @@ def norm_profile(model: TransformersModel, prompts: Prompts, *, rows: range) -> 
 def padded_batch(
     model: TransformersModel, prompts: Prompts, *, rows: range
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Return a batch's inputs, padded on the right, and its pooling weights [row, pooling, token]."""
+    """Return a batch's inputs, padded on the right, and its pooling weights [row, pooling, token].
+
+    A prompt of a single token has no other than its first, which then stands for the mean without it too.
+    """
     input_ids, attention_mask = models.pad([prompts.tokens[row] for row in rows], model.tokenizer.pad_token_id)
     weights = torch.zeros(len(rows), len(POOLINGS), input_ids.shape[1])
     for i, row in enumerate(rows):
         in_action = torch.from_numpy(prompts.in_action[row])
         length = len(in_action)
         weights[i, 0, :length] = 1 / length
-        weights[i, 1, 1:length] = 1 / max(length - 1, 1)
+        weights[i, 1, min(1, length - 1) : length] = 1 / max(length - 1, 1)
         weights[i, 2, :length] = in_action / max(int(in_action.sum()), 1)
         weights[i, 3, length - 1] = 1
     device = models.input_device(model)

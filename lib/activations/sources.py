@@ -17,6 +17,9 @@ from lib.activations import preflight
 from lib.run.files import CompanionError, resolve, sha256_of_file
 from lib.run.resources import Size, registered_size
 
+DECIDING = {".json", ".safetensors", ".jinja", ".model", ".txt", ".py"}
+"""Suffixes of the files in a model's directory that decide what it computes: chat template, vocabulary and own code too."""
+
 
 class ModelError(CompanionError):
     """A model cannot be opened or does not look as expected; the message says what to do."""
@@ -67,7 +70,7 @@ def fingerprint(source: str, *, revision: str | None = None, untrained: int | No
     if found.gguf_file:
         file = Path(found.place, found.gguf_file)
         return {"gguf": sha256_of_file(file)} if untrained is None else {"gguf header": _sha256_of_header(file)}
-    files = [*Path(found.place).glob("*.json"), *Path(found.place).glob("*.safetensors")]
+    files = [file for file in Path(found.place).iterdir() if file.suffix in DECIDING and file.is_file()]
     if untrained is not None:
         files = [file for file in files if not file.name.endswith((".safetensors", ".index.json"))]
     return {file.name: sha256_of_file(file) for file in sorted(files)}
@@ -109,7 +112,7 @@ def tokenizer(source: str, *, revision: str | None = None, trust_remote_code: bo
     with readable(source, revision):
         opened = AutoTokenizer.from_pretrained(found.place, trust_remote_code=trust_remote_code, **found.options)
     if opened.pad_token is None:
-        opened.pad_token = opened.eos_token
+        opened.pad_token = opened.eos_token or opened.convert_ids_to_tokens(0)  # any will do: the mask hides it
     return opened
 
 

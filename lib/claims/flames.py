@@ -222,7 +222,11 @@ def _steered(claim: str, wins: Scores, arm: str) -> Iterator[Row]:
     if missing := _missing(wins, arm, "random-direction"):
         yield from silent([claim], missing)
         return
-    yield _row(claim, differences(wins.of(arm), wins.of("random-direction"), level=0.95).best())
+    both = wins.of(arm).columns.intersection(wins.of("random-direction").columns)
+    if both.empty:
+        yield from silent([claim], f"no layer was steered by both {arm} and random-direction")
+        return
+    yield _row(claim, differences(wins.of(arm)[both], wins.of("random-direction"), level=0.95).best())
 
 
 def _missing(scored: Scores, *arms: str) -> str:

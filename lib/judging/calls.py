@@ -159,22 +159,29 @@ def ask(calls: Calls) -> Solver:
         if not calls.admit(key, request):
             state.completed = True
             return state
+        before = state.output
         try:
             state = await generate(state)
         except Exception as error:
-            # A provider's message may repeat the key that it refuses, and Inspect would log it three times over.
-            for event in transcript().events:
-                if isinstance(event, ModelEvent):
-                    event.error, event.traceback, event.traceback_ansi, event.call = None, None, None, None
-            message = f"{type(error).__name__}: {without_keys(str(error))}"
-            calls.settle(key, request, tokens=0, outcome="failed", error=message)
-            raise JudgingError(message) from None
+            if state.output is before:
+                raise _failed(calls, key, request, error) from None
+            # A reply came, but Inspect found no message in it.
         spent = state.output.usage.total_tokens if state.output.usage else cost_of(request)
         verdict = verdict_of(state.metadata["rubric"], state.output, levels=state.metadata["levels"])
         calls.settle(key, request, tokens=spent, **verdict._asdict(), reply=state.output.completion)
         return state
 
     return solve
+
+
+def _failed(calls: Calls, key: str, request: str, error: Exception) -> JudgingError:
+    """Write down a call that brought no reply, and return its error without keys, which Inspect would log three times over."""
+    for event in transcript().events:
+        if isinstance(event, ModelEvent):
+            event.error, event.traceback, event.traceback_ansi, event.call = None, None, None, None
+    message = f"{type(error).__name__}: {without_keys(str(error))}"
+    calls.settle(key, request, tokens=0, outcome="failed", error=message)
+    return JudgingError(message)
 
 
 @scorer(metrics=[mean()])
@@ -190,6 +197,8 @@ def verdict() -> Scorer:
 
 def verdict_of(rubric: str, output: ModelOutput, *, levels: str) -> Verdict:
     """Read a judge's output; its thoughts, which Inspect or the text itself keeps apart, are no part of the verdict."""
+    if output.empty:  # it has no stop_reason either
+        return Verdict("invalid")
     said = parse_verdict(rubric, output.completion, levels=levels)
     outcome = STOPPED.get(output.stop_reason, "valid" if said else "invalid")
     return Verdict(outcome, said if outcome == "valid" else None)

@@ -57,7 +57,8 @@ def contrasts(
           arm; exact p against one half. A prompt is one observation, however often it was judged.
         * ``length-controlled win rate``: what the win rate would be if both answers were equally long and positions
           balanced: a logit of winning on position and on tanh of the standardised difference in characters; ties are half
-          a win; intervals clustered by prompt (after Dubois et al., 2024). Over all dimensions, of what the judge said.
+          a win; intervals clustered by prompt (after Dubois et al., 2024). Over all dimensions, of what the judge said, where
+          it read both orders.
         * ``paired difference``: the aligned arm minus the arm named in ``against``, on the prompts that both have, in
           the share of perfect scores or, in the comparison, in points (a win 1, a tie .5); intervals of the bootstrap of
           :func:`lib.judging.win_rates.resampled`, p of the normal approximation with its standard error. Over all dimensions.
@@ -194,6 +195,8 @@ def _sign(part: pd.DataFrame) -> Row:
 
 def length_controlled(part: pd.DataFrame) -> Row:
     """Return the win rate of one condition at equal lengths and balanced positions; see :func:`contrasts`."""
+    if part["order"].nunique() == 1:
+        return {"reason": "verdicts of one order only: arm and place cannot be told apart"}
     won = part["verdict"].map(POINTS).to_numpy(dtype=float)
     if len(won) == 0:
         return {"reason": "the judge said nothing"}

@@ -17,6 +17,7 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 from lib.judging.rubrics import RUBRICS, section
 from lib.run.files import CompanionError, resolve
 from lib.run.keys import DType
+from lib.run.provenance import sha256_of_json
 
 CONFIG = GenerateConfig(temperature=0.1, max_retries=5, max_connections=20)
 """The published temperature. What is in flight when judging is killed is paid twice, so connections are limited."""
@@ -112,10 +113,22 @@ def local_source(judge: str | Model | None) -> str | None:
     return name.removeprefix("hf/") if name.startswith("hf/") or name.endswith(".gguf") else None
 
 
-def weights_of(**judges: str | None) -> dict[str, Path]:
-    """Return the files of those judges that lie on this machine, by the names given: they decide the results too."""
-    sources = {name: local_source(judge) for name, judge in judges.items()}
-    return {name: path for name, source in sources.items() if source and (path := resolve(source)).exists()}
+def weights_of(
+    *, judge: str | None = None, second_judge: str | None = None, flames_scorer: str | None = None
+) -> dict[str, Path]:
+    """Return what of the judges and of the scorer lies on this machine, by the parameters' names: it decides the results too."""
+    local = {"judge": local_source(judge), "second_judge": local_source(second_judge), "flames_scorer": flames_scorer}
+    places = {name: resolve(Path(source).expanduser()) for name, source in local.items() if source}
+    return {name: place for name, place in places.items() if place.exists()}
+
+
+def version_of(judge: str | Model) -> str | None:
+    """Return a hash of the files, or of the hub's commit, of a judge on this machine; None of any other."""
+    if (source := local_source(judge)) is None:
+        return None
+    from lib.activations.sources import fingerprint  # only of such a judge are there files
+
+    return sha256_of_json(fingerprint(source))
 
 
 def config_of(judge: str | Model, *, max_tokens: int, thinks: bool) -> GenerateConfig:

@@ -77,6 +77,9 @@ class LocalJudge(ModelAPI):
     def __init__(self, model_name: str, *, thinks: bool = False, dtype: DType | None = None, **inspects: Any) -> None:
         super().__init__(model_name, **inspects)
         self.loaded, self.thinks = _opened(model_name, dtype), thinks
+        added = (each.content for each in self.loaded.tokenizer.added_tokens_decoder.values() if each.special)
+        # The longest first: one may be part of another.
+        self.control = sorted((token for token in added if len(token) > 1), key=len, reverse=True)
         self.waiting: list[Waiting] = []
         self.busy = False
 
@@ -88,7 +91,7 @@ class LocalJudge(ModelAPI):
         self, input: list[ChatMessage], tools: list[ToolInfo], tool_choice: ToolChoice, config: GenerateConfig
     ) -> ModelOutput:
         """Answer the messages with whatever else waits; the first that comes answers for all."""
-        messages = [{"role": message.role, "content": message.text} for message in input]
+        messages = [{"role": message.role, "content": self._as_text(message.text)} for message in input]
         encoded = self.loaded.tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, enable_thinking=self.thinks, return_dict=True
         )
@@ -103,6 +106,12 @@ class LocalJudge(ModelAPI):
             finally:
                 self.busy = False
         return await own.reply
+
+    def _as_text(self, text: str) -> str:
+        """Break up what the tokenizer would read as a control token: no answer may end the judge's turn or take another."""
+        for token in self.control:
+            text = text.replace(token, f"{token[0]}\u200b{token[1:]}")
+        return text
 
     async def _answer_some(self) -> None:
         self.waiting.sort(key=lambda each: len(each.tokens))

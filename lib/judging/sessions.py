@@ -114,8 +114,9 @@ def plan_sessions(parameters: JudgingParameters, *, steering: Path, gold: Path, 
 
 def _keyed(questions: pd.DataFrame, judge: str, asking: Asking) -> pd.DataFrame:
     """Add to each key a hash of who is asked what: a kept record answers the same question and no other."""
-    # Verdicts from before there was a dtype keep their keys.
-    how = f"{judge} {asking.max_tokens} {asking.thinks} " + (f"{asking.dtype} " if asking.dtype else "")
+    # What is not said adds nothing, so that verdicts from before there was a dtype or a version keep their keys.
+    said = (judge, asking.max_tokens, asking.thinks, asking.dtype, judges.version_of(judge))
+    how = "".join(f"{part} " for part in said if part is not None)
     texts = (how + text_of(row, asking.language) for row in _rows(questions))
     marks = [hashlib.sha256(text.encode()).hexdigest()[:12] for text in texts]
     return questions.assign(key=questions["key"] + "/" + marks)
@@ -210,10 +211,15 @@ def _too_many(session: Session, pending: pd.DataFrame, calls: Calls) -> str:
     found = pd.Series([calls.verdicts.get(key, Verdict("not asked")).outcome for key in pending["key"]]).value_counts()
     counts = ", ".join(f"{count} {outcome}" for outcome, count in found.items())
     last = f" The last error: {calls.error[:300]}" if calls.error else ""
+    kept = f"every verdict so far is kept in {short(session.log_dir)}"
+    if judges.is_deterministic(session.judge) and not {"failed", "not asked"} & set(found.index):
+        then = f"This judge would say the same again ({kept}): take another, or raise `judge_reply_tokens` if it was cut off."
+    else:
+        then = f"Run again to ask those alone: {kept}."
     return (
         f"{len(pending)} of {len(session.to_ask)} questions have no verdict ({counts}), more than "
-        f"`max_failed_share` = {session.asking.max_failed_share:g} allows.{last} Run again to ask those alone: every verdict "
-        f"so far is kept in {short(session.log_dir)}. Or raise `max_failed_share`: what has no verdict is counted."
+        f"`max_failed_share` = {session.asking.max_failed_share:g} allows.{last} {then} "
+        "Or raise `max_failed_share`: what has no verdict is counted."
     )
 
 

@@ -115,9 +115,11 @@ def beside_published(summary: pd.DataFrame, claims: pd.DataFrame) -> pd.DataFram
     Returns:
         One row per published number: ``statement, published, unit``; ``ours, ci_low, ci_high, n`` and the ``layer`` they
         are of (for the aligned arm the one with the highest value, for "at every layer" the lowest); ``standing, usable``.
-        PSC1 and PSC2 are per 1,000 answers. Ours is missing where nothing was measured.
+        PSC1 and PSC2 are per 1,000 answers. Ours is missing where nothing was measured; an arm that steers several layers at
+        once is none of the paper's.
     """
-    measured = summary[(summary["dimension"] == "all") & (summary["protocol"] == "published")]
+    alone = summary["arm"].eq("baseline") | summary["layer"].notna()
+    measured = summary[alone & (summary["dimension"] == "all") & (summary["protocol"] == "published")]
     whole = measured.dropna(subset=["value"])
     best = []
     for claim, (rubric, metric, arm, lowest, scale) in PUBLISHED_AS.items():

@@ -5,19 +5,23 @@ written ``3.0``. The official file is a TSV of 25 columns; a derived file may la
 then that rule is skipped, and the table of dropped rows says so.
 """
 
+import csv
+import hashlib
 import io
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 import pooch
 import requests
 
 from lib.paper import FOUNDATIONS
-from lib.run.files import PROJECT, CompanionError, resolve, sha256_of_file, short
+from lib.run.files import PROJECT, CompanionError, replacing, resolve, sha256_of_file, short
 
 URL = "https://storage.googleapis.com/ai2-mosaic-public/projects/social-chemistry/data/social-chem-101.zip"
 ZIP_BYTES = 27_610_699
@@ -55,7 +59,8 @@ def locate(source: str, accept_unverified: bool = False) -> Path:
     """Return the path of the annotations, downloading the official file if asked to.
 
     Args:
-        source: a path, absolute or from the project root, or ``download``.
+        source: a path, absolute or from the project root, or ``download``. The official file in a zip is unpacked to
+            ``data/raw``, so that a run knows it; another zip is read as it is.
         accept_unverified: take a file of the official name with another checksum on the user's word, and say so.
 
     Raises:
@@ -68,7 +73,11 @@ def locate(source: str, accept_unverified: bool = False) -> Path:
             f"annotations not found: {source}. Paths start at the project root. On a machine without internet, take "
             f"{TSV_NAME} from the zip at {URL} and give its path as `annotations:`."
         )
-    if path.name == TSV_NAME and (sha256 := sha256_of_file(path)) != TSV_SHA256:
+    name, content = _table_in(path)
+    sha256 = hashlib.sha256(content).hexdigest()
+    if sha256 == TSV_SHA256 and _is_zip(path):
+        return _unpacked(content)
+    if name == TSV_NAME and sha256 != TSV_SHA256:
         if not accept_unverified:
             raise AnnotationError(
                 f"{short(path)} should have sha256 {TSV_SHA256}, but has {sha256}. "
@@ -99,32 +108,32 @@ def read(path: Path, agreement: str = "action-agree") -> pd.DataFrame:
             that the schema does not know.
     """
     name = short(path)
-    text = _text(path)
-    separator = "," if path.suffix == ".csv" else "\t"
+    table, text = _text(path)
+    separator = "," if table.lower().endswith(".csv") else "\t"
     if not text.strip():
         raise AnnotationError(f"{name} is empty; expected a header and rows of Social-Chemistry-101")
-    columns = text.split("\n", 1)[0].rstrip("\r").split(separator)
+    records = _records(text, separator, name)
+    line, columns = next(records)
     if len(columns) == 1:
-        raise AnnotationError(f"{name}, line 1: expected columns separated by {separator!r}, found one column")
+        raise AnnotationError(f"{name}, line {line}: expected columns separated by {separator!r}, found one column")
     needed = (*REQUIRED, agreement)
     if missing := [column for column in needed if column not in columns]:
-        raise AnnotationError(f"{name}, line 1: column {missing[0]!r} is missing; found {', '.join(columns)}")
-    expected = len(columns)
-    for number, line in enumerate(text.rstrip("\n").split("\n"), start=1):
-        if separator == "\t" and (count := line.count("\t") + 1) != expected:
-            raise AnnotationError(f"{name}, line {number}: expected {expected} columns as in the header, found {count}")
-    try:
-        # Quotes are text in the official TSV; a CSV quotes fields that hold the separator.
-        quoting = 3 if separator == "\t" else 0
-        rows = pd.read_csv(
-            io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, na_values="", quoting=quoting
-        )
-    except pd.errors.ParserError as error:
-        raise AnnotationError(f"{name}: a row has another number of columns than the header ({error})") from error
+        found = ", ".join(columns)
+        raise AnnotationError(f"{name}, line {line}: column {missing[0]!r} is missing; found {found}")
+    wanted = [*needed, *(column for column in OPTIONAL if column in columns)]
+    take = itemgetter(*(columns.index(column) for column in wanted))
+    lines, kept = [], []
+    for line, fields in records:
+        if len(fields) != len(columns):
+            raise AnnotationError(
+                f"{name}, line {line}: expected {len(columns)} columns as in the header, found {len(fields)}"
+            )
+        lines.append(line)
+        kept.append(take(fields))
     if not text.endswith("\n"):
-        raise AnnotationError(f"{name}, line {len(rows) + 1}: the file ends within a line; it looks cut off")
-    rows = rows[[*needed, *(column for column in OPTIONAL if column in columns)]]
-    rows.insert(0, "line", range(2, len(rows) + 2))
+        raise AnnotationError(f"{name}, line {line}: the file ends within a line; it looks cut off")
+    rows = pd.DataFrame(kept, columns=wanted, dtype="str").replace("", np.nan)
+    rows.insert(0, "line", np.array(lines, dtype=int))
     return _checked(rows, name).rename(columns={agreement: "agreement"})
 
 
@@ -157,7 +166,8 @@ def clean(
     record = [("rows of the file", 0, len(rows))]
     for label, column, values in rules:
         if column in kept:
-            follows = kept[column].notna() if values is None else kept[column].isin(values)
+            given = kept[column].notna() & kept[column].astype("str").str.strip().ne("")
+            follows = given if values is None else kept[column].isin(values)
             record.append((label, (~follows).sum(), follows.sum()))
             kept = kept[follows]
         else:
@@ -198,24 +208,60 @@ def _download(url: str, output_file: str, caller: object) -> None:
         raise AnnotationError(f"{url} should have {ZIP_BYTES:,} bytes, but has {size:,}; it was not kept")
 
 
-def _text(path: Path) -> str:
+def _unpacked(content: bytes) -> Path:
+    place = PROJECT / "data" / "raw" / "social-chem-101" / TSV_NAME
+    with replacing(place) as temporary:
+        temporary.write_bytes(content)
+    return place
+
+
+def _is_zip(path: Path) -> bool:
+    return path.suffix.lower() == ".zip"
+
+
+def _table_in(path: Path) -> tuple[str, bytes]:
+    """Return the name and the content of a table, or of the one that a zip holds."""
+    if not _is_zip(path):
+        return path.name, path.read_bytes()
     name = short(path)
-    content = path.read_bytes()
-    if path.suffix == ".zip":
-        try:
-            with zipfile.ZipFile(path) as archive:
-                members = [member for member in archive.namelist() if "__MACOSX" not in member]
-                tables = [member for member in members if member.endswith((".tsv", ".csv"))]
-                if len(tables) != 1:
-                    raise AnnotationError(f"{name} should hold one .tsv or .csv file, found {len(tables)}")
-                content = archive.read(tables[0])
-        except zipfile.BadZipFile as error:
-            raise AnnotationError(f"{name} is not a whole zip file ({error}); download it again") from error
     try:
-        return content.decode("utf-8-sig")
+        with zipfile.ZipFile(path) as archive:
+            members = [member for member in archive.namelist() if "__MACOSX" not in member]
+            tables = [member for member in members if member.lower().endswith((".tsv", ".csv"))]
+            if len(tables) != 1:
+                raise AnnotationError(f"{name} should hold one .tsv or .csv file, found {len(tables)}")
+            return Path(tables[0]).name, archive.read(tables[0])
+    except zipfile.BadZipFile as error:
+        raise AnnotationError(f"{name} is not a whole zip file ({error}); download it again") from error
+
+
+def _text(path: Path) -> tuple[str, str]:
+    """Return the name of a table and its text."""
+    table, content = _table_in(path)
+    try:
+        return table, content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise AnnotationError(f"{name}, line {line}: not UTF-8 text (byte {error.start})") from error
+        raise AnnotationError(f"{short(path)}, line {line}: not UTF-8 text (byte {error.start})") from error
+
+
+def _records(text: str, separator: str, name: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the line at which each record begins, the header's first, and its fields.
+
+    In the official TSV every line is a record and quotes are text; a CSV quotes what holds separators or line breaks.
+    """
+    if separator == "\t":
+        for number, line in enumerate(text.rstrip("\n").split("\n"), start=1):
+            yield number, line.rstrip("\r").split("\t")
+        return
+    reader, begins = csv.reader(io.StringIO(text, newline=""), strict=True), 1
+    try:
+        for fields in reader:
+            if fields:  # a blank line has none
+                yield begins, fields
+            begins = reader.line_num + 1
+    except csv.Error as error:
+        raise AnnotationError(f"{name}, line {begins}: cannot be read as CSV ({error})") from error
 
 
 def _checked(rows: pd.DataFrame, name: str) -> pd.DataFrame:

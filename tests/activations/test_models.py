@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
 )
 from nnsight import TransformersModel
 from nnsight.modeling.huggingface import _ID_CACHE
-from transformers import AutoModelForCausalLM, GptOssConfig
+from transformers import AutoModelForCausalLM, GptOssConfig, PreTrainedTokenizerFast
 
 from lib.activations import extraction, models, preflight, sources
 from lib.paper import models as paper_models
@@ -85,6 +85,26 @@ def test_the_fingerprint_changes_with_the_weights(tiny_model, tmp_path):
     with (copy / "model.safetensors").open("ab") as stream:
         stream.write(b" ")
     assert sources.fingerprint(str(copy)) != before
+
+
+@pytest.mark.parametrize(
+    "name", ["chat_template.jinja", "tokenizer.model", "merges.txt", "modeling_own.py", "README.md"]
+)
+def test_the_fingerprint_changes_with_every_file_that_decides_what_is_computed(tiny_model, tmp_path, name):
+    copy = tmp_path / "model"
+    shutil.copytree(tiny_model, copy)
+    (copy / name).write_text("one")
+    before = sources.fingerprint(str(copy)), sources.fingerprint(str(copy), untrained=0)
+    (copy / name).write_text("other")
+    after = sources.fingerprint(str(copy)), sources.fingerprint(str(copy), untrained=0)
+    assert [old != new for old, new in zip(before, after, strict=True)] == [name != "README.md"] * 2
+
+
+def test_a_tokenizer_without_padding_and_end_pads_with_some_token(tiny_model, tmp_path):
+    copy = tmp_path / "model"
+    shutil.copytree(tiny_model, copy)
+    PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer().backend_tokenizer).save_pretrained(copy)
+    assert sources.tokenizer(str(copy)).pad_token_id == 0
 
 
 def test_the_configuration_is_read_without_the_weights(tiny_model, monkeypatch):

@@ -29,6 +29,18 @@ def test_the_pooled_streams_of_a_template_equal_raw_hooks_on_its_text(template):
         np.testing.assert_allclose(pooled[:, :, row], expected, atol=1e-5)
 
 
+def test_a_prompt_of_one_token_is_that_token_in_every_pooling_and_has_no_leading_one():
+    model = random_model("Qwen3")
+    prompts = extraction.tokenize(model.tokenizer, ["a", "b"], template="{action}")
+    pooled = extraction.pooled_residuals(model, prompts, rows=range(2)).cpu().numpy()
+    for row, ids in enumerate(prompts.tokens):
+        streams = hooked_streams(model._module, ids)
+        np.testing.assert_allclose(pooled[:, :, row], [streams[:, 0]] * 4, atol=1e-6)
+    profile = extraction.norm_profile(model, prompts, rows=range(2))
+    assert set(profile["position"]) == {"last"}
+    assert (profile["n"] == 2).all()
+
+
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_a_token_that_begins_with_the_space_before_the_action_belongs_to_it(template):
     tokenizer = sources.tokenizer(str(PROJECT / "data/demo/models/moral-small"))

@@ -100,6 +100,25 @@ def test_a_control_is_compared_layer_by_layer():
     assert decided(arms, arms).loc["flames-win-rate", "here"] == ledger.INCONCLUSIVE
 
 
+def test_a_control_at_one_layer_only_is_not_beaten_at_every_layer():
+    arms = world(prompts=300, layers=6)
+    assert decided(arms, arms).loc["flames-win-rate", "decision"] == ledger.REPRODUCED
+    arms["untuned"] = arms["untuned"][:, :1]
+    found = decided(arms, arms).loc["flames-win-rate"]
+    assert (found["decision"], found["against"]) == (ledger.INCONCLUSIVE, "untuned")
+
+
+def test_an_arm_that_steers_several_layers_at_once_is_none_of_the_layers():
+    arms = world(aligned=0.6, prompts=100, layers=3)
+    joint = {"aligned": share(0.98, prompts=100, layers=1)}
+    apart, all_at_once = (
+        [verdicts(each), verdicts(each, pairwise=True)] for each in (arms, joint | {"random": joint["aligned"]})
+    )
+    both = [pd.concat([one, other.assign(layer=pd.NA)]) for one, other in zip(apart, all_at_once, strict=True)]
+    expected, found = (frame(list(flames.of_judging(*tables))) for tables in (apart, both))
+    pd.testing.assert_frame_equal(found, expected)
+
+
 def null_gains(runs):
     """36 layers and 1,000 prompts in which alignment does nothing: gain and controls from one distribution."""
     for run in range(runs):
@@ -262,3 +281,9 @@ def test_every_claim_of_a_judge_is_spoken_to():
     rows = flames.of_judging(verdicts(arms), verdicts(arms, pairwise=True))
     ids = PUBLISHED.loc[PUBLISHED["stage"] == "judging", "id"]
     assert {row["id"] for row in rows} == set(flames.CLAIMS) == set(ids)
+
+
+def test_arms_that_share_no_layer_are_not_compared():
+    steered = {arm: pd.DataFrame({layer: [1.0, 0.0]}) for layer, arm in enumerate(("aligned", "random-direction"))}
+    (row,) = flames._steered("R5-sparse", flames.Scores(steered), "aligned")
+    assert row == {"id": "R5-sparse", "reason": "no layer was steered by both aligned and random-direction"}

@@ -45,13 +45,13 @@ def evaluated(task, tmp_path, model="none/none", **options):
 
 
 def fake(reply):
-    """A model of Inspect that says `reply(request)`, or raises it."""
+    """A model of Inspect that says `reply(request)`, raises it or, where that is None, replies without a message."""
 
     def said(input, tools, tool_choice, config):
         text = reply(input[-1].text)
         if isinstance(text, Exception):
             raise text
-        output = ModelOutput.from_content("mockllm", text)
+        output = ModelOutput(model="mockllm") if text is None else ModelOutput.from_content("mockllm", text)
         output.usage = ModelUsage(total_tokens=1)  # else Inspect counts tokens, for which it fetches a vocabulary
         return output
 
@@ -120,6 +120,13 @@ def test_what_has_no_verdict_is_an_outcome_and_no_score(tmp_path):
     failed = next(score for key, score in scores.items() if "0002" in key)
     assert failed.value == {order: None for order in ORDERS}
     assert "no connection" in failed.explanation
+
+
+def test_a_reply_without_a_message_is_no_verdict(tmp_path):
+    folder = saved(tmp_path / "answers", baseline=lambda i: "好", aligned=lambda i: "不好")
+    grader = fake(lambda request: None)
+    verdicts = evaluated(tasks.pairwise(answers=str(folder)), tmp_path, model_roles={"grader": grader})[1]
+    assert set(verdicts["outcome"]) == {"invalid"}
 
 
 def test_a_model_is_asked_the_prompts_and_its_answers_are_scored(tmp_path):

@@ -1,5 +1,6 @@
 """Fake judges with known habits: each habit must show up where it should and nowhere else."""
 
+import hashlib
 import itertools
 import json
 import re
@@ -10,10 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from inspect_ai.log import read_eval_log
-from inspect_ai.model import GenerateConfig, ModelAPI, ModelOutput, get_model, modelapi
+from inspect_ai.model import GenerateConfig, ModelAPI, ModelOutput, ModelUsage, get_model, modelapi
 
 from lib.judging import judges, rubrics, sessions, win_rates
-from lib.judging.calls import Budget
+from lib.judging.calls import Budget, Calls
 from lib.judging.questions import questions_about, text_of
 from lib.judging.sessions import Asking, Session
 from lib.run.files import PROJECT
@@ -149,12 +150,13 @@ def test_a_judge_that_prefers_the_longer_shows_length_bias_and_no_position_bias(
     ("reply", "outcome"),
     [
         ("I like both of them.", "invalid"),
+        (ModelOutput(model="fake"), "invalid"),
         (ModelOutput.from_content("fake", "", stop_reason="content_filter"), "refused"),
         (ModelOutput.from_content("fake", "The first seems", stop_reason="max_tokens"), "truncated"),
         (ModelOutput.from_content("fake", "SCORE: 3", stop_reason="model_length"), "truncated"),
         (RuntimeError("no connection"), "failed"),
     ],
-    ids=["nonsense", "refusal", "cut off", "cut off behind a verdict", "error"],
+    ids=["nonsense", "no message", "refusal", "cut off", "cut off behind a verdict", "error"],
 )
 def test_a_judge_without_verdicts_yields_counts_and_no_numbers(tmp_path, reply, outcome):
     absolute, pairwise = judged(responses_of(), fake(lambda request: reply), tmp_path)
@@ -172,6 +174,22 @@ def test_a_judge_without_verdicts_yields_counts_and_no_numbers(tmp_path, reply, 
         assert (summary.loc[refused, "value"] == 0).all()
     else:
         assert absolute["score"].isna().all()
+
+
+def test_a_reply_without_a_message_was_paid_for(tmp_path):
+    reply = ModelOutput(model="fake", usage=ModelUsage(total_tokens=7))
+    judged(responses_of(), fake(lambda request: reply), tmp_path)
+    with Calls(tmp_path) as calls:
+        assert calls.tokens == 7 * calls.calls > 0
+
+
+def test_a_judge_that_is_not_on_this_machine_keeps_its_keys(tmp_path):
+    asked = questions_about(responses_of()).head(3)
+    for judge, dtype in (("offline", None), ("google/gemini-2.5-flash", "bfloat16")):
+        how = f"{judge} 1024 False " + (f"{dtype} " if dtype else "")
+        marks = [hashlib.sha256((how + text_of(row, "zh")).encode()).hexdigest()[:12] for _, row in asked.iterrows()]
+        keyed = sessions._keyed(asked, judge, Asking(dtype=dtype))
+        assert keyed["key"].tolist() == [f"{key}/{mark}" for key, mark in zip(asked["key"], marks, strict=True)]
 
 
 @pytest.mark.parametrize("language", ["zh", "en"])

@@ -101,6 +101,10 @@ def test_what_cannot_be_tested_has_a_reason_and_no_number():
     assert row(contrasts.contrasts(NO_SCORES, ties), "sign")["reason"] == "no prompt has a net preference"
     alone = scores([], [3, 3])
     assert "no prompt" in row(contrasts.contrasts(alone, ties), "mcnemar")["reason"]
+    one_order = pairs(lambda *_: 0.5).query("order == 'baseline first'")
+    found = row(contrasts.contrasts(NO_SCORES, one_order), "length-controlled win rate")
+    assert np.isnan(found["value"])
+    assert "one order only" in found["reason"]
     nothing = contrasts.contrasts(NO_SCORES, ties.assign(outcome="failed", verdict=None, chosen=None))
     assert nothing.empty
 
@@ -150,7 +154,8 @@ def test_published_numbers_stand_beside_ours():
         [scores([3] * 9 + [1], [3] * 10, **published), scores([1] * 10, [3] * 5 + [1] * 5, "emotion", **published)]
     )
     layers = [
-        pairs(lambda *_, share=share: share, seed=layer).assign(layer=layer) for layer, share in ((1, 0.3), (2, 0.7))
+        pairs(lambda *_, share=share: share, seed=1).assign(layer=layer).astype({"layer": "Int64"})
+        for layer, share in ((1, 0.3), (2, 0.7), (None, 0.98))  # the last at both layers at once, which is no layer's
     ]
     about = {"standing": "judged", "usable": True}
     careful = win_rates.summarise(absolute.assign(protocol="careful"), pd.concat(layers), about=about)

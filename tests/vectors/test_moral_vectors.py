@@ -1,5 +1,7 @@
 """Annotations to vectors: known answers, an oracle that does it row by row, and every bad file."""
 
+import csv
+import hashlib
 import random
 import zipfile
 
@@ -172,15 +174,60 @@ def test_mis_encoded_text_names_its_line(tmp_path):
         social_chemistry.read(path)
 
 
+COMMAS = HEADER.replace("\t", ",")
+QUOTED = ",".join(f'"{field}"' for field in GOOD.strip().split("\t")) + "\n"
+
+
+def test_the_lines_of_a_csv_are_those_where_its_records_begin(tmp_path):
+    path = tmp_path / "a.CSV"
+    path.write_text(COMMAS + QUOTED + "\n" + QUOTED.replace("a friend", "a\nfriend, twice") + QUOTED)
+    rows = social_chemistry.read(path)
+    assert rows["line"].tolist() == [2, 4, 6]
+    assert rows["action"].tolist() == ["helping a friend", "helping a\nfriend, twice", "helping a friend"]
+    assert set(rows["agreement"]) == {3}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (2 * QUOTED.replace("\n", ",\n"), r"line 2: expected 6 columns as in the header, found 7"),
+        (QUOTED + QUOTED.replace(',"1"\n', "\n"), r"line 3: expected 6 columns as in the header, found 5"),
+        (
+            QUOTED.replace("a friend", "a\nfriend") + "\n" + QUOTED.replace('"1"\n', '"x"\n'),
+            r"line 5, column 'm': expected a number, got 'x'",
+        ),
+        (QUOTED + '"helping\na fr\n', r"line 3: cannot be read as CSV \(unexpected end of data\)"),
+        (QUOTED.rstrip("\n"), r"line 2: the file ends within a line; it looks cut off"),
+    ],
+    ids=["a comma too many", "a field too few", "a value", "cut off within quotes", "cut off behind them"],
+)
+def test_bad_csv_files_are_named_with_the_line_of_the_record(tmp_path, rows, message):
+    path = tmp_path / "bad.csv"
+    path.write_text(COMMAS + rows)
+    with pytest.raises(social_chemistry.AnnotationError, match=message):
+        social_chemistry.read(path)
+
+
+def test_a_blank_action_is_not_given(tmp_path):
+    path = tmp_path / "blank.tsv"
+    path.write_text(HEADER + GOOD + GOOD.replace("helping a friend", " "))
+    kept, dropped = social_chemistry.clean(social_chemistry.read(path))
+    assert kept["action"].tolist() == ["helping a friend"]
+    assert dropped.set_index("rule")["rows_dropped"]["action is given"] == 1
+
+
 def test_csv_tsv_and_zip_give_the_same_rows(tmp_path):
     quoted = 'a "quoted", word'
     frame = pd.read_csv(DEMO, sep="\t", dtype=str, keep_default_na=False, quoting=3).head(50)
     frame.loc[0, "action"] = quoted
     (tmp_path / "a.tsv").write_text("\n".join("\t".join(r) for r in [frame.columns, *frame.to_numpy()]) + "\n")
     frame.to_csv(tmp_path / "a.csv", index=False)
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        archive.write(tmp_path / "a.tsv", "a.tsv")
-    tables = [social_chemistry.read(tmp_path / name) for name in ("a.tsv", "a.csv", "a.zip")]
+    frame.to_csv(tmp_path / "all.csv", index=False, quoting=csv.QUOTE_ALL)
+    for name in ("a.tsv", "a.csv"):
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+            archive.write(tmp_path / name, name)
+    names = ("a.tsv", "a.csv", "all.csv", "a.tsv.zip", "a.csv.zip")
+    tables = [social_chemistry.read(tmp_path / name) for name in names]
     assert tables[0]["action"].iloc[0] == quoted
     for other in tables[1:]:
         pd.testing.assert_frame_equal(tables[0], other)
@@ -209,6 +256,28 @@ def test_a_file_that_the_user_vouches_for_is_taken_and_named(tmp_path, capsys):
     assert "accepted on your word" in printed
     assert social_chemistry.TSV_SHA256 in printed
     assert not social_chemistry.is_official(path)
+
+
+def test_the_official_file_in_a_zip_is_unpacked_and_another_is_refused(tmp_path, monkeypatch, capsys):
+    official, path = (HEADER + GOOD).encode(), tmp_path / "social-chem-101.zip"
+    monkeypatch.setattr(social_chemistry, "PROJECT", tmp_path)
+    monkeypatch.setattr(social_chemistry, "TSV_SHA256", hashlib.sha256(official).hexdigest())
+
+    def zipped(content):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(f"social-chem-101/{social_chemistry.TSV_NAME}", content)
+        return str(path)
+
+    found = social_chemistry.locate(zipped(official))
+    assert found == tmp_path / "data" / "raw" / "social-chem-101" / social_chemistry.TSV_NAME
+    assert found.read_bytes() == official
+    assert social_chemistry.is_official(found)
+    with pytest.raises(social_chemistry.AnnotationError, match=r"social-chem-101\.zip should have sha256"):
+        social_chemistry.locate(zipped(official + GOOD.encode()))
+    assert social_chemistry.locate(str(path), accept_unverified=True) == path
+    assert "accepted on your word" in capsys.readouterr().out
+    assert len(social_chemistry.read(path)) == 2
+    assert social_chemistry.is_official(found), "what was unpacked before is not replaced"
 
 
 def test_a_missing_file_says_where_to_get_it():
