@@ -71,7 +71,9 @@ publish: $(READY) ## write what others can load of RUN (default: runs/demo) to i
 
 graph: $(READY) ## draw the graph of stages, without edges that follow from others, to figures/pipeline.svg (needs graphviz)
 	@command -v dot >/dev/null || { echo "graphviz is needed to draw the graph: apt-get install graphviz"; exit 1; }
-	$(BIN)/python -m snakemake claims --rulegraph dot --config profile="$(PROFILE)" | tred | dot -Tsvg -o figures/pipeline.svg
+	@edges=$$(mktemp); trap "rm -f $$edges" EXIT; \
+	$(BIN)/python -m snakemake claims --rulegraph dot --config profile="$(PROFILE)" >$$edges && \
+	tred $$edges | dot -Tsvg -o figures/pipeline.svg
 	@echo "graph: figures/pipeline.svg"
 
 lab: $(LAB) ## open the notebooks in JupyterLab

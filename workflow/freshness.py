@@ -2,11 +2,15 @@
 
 Snakemake runs a job whose notebook is missing from ``runs/<run>/notebooks``, and those that read its results. Here the
 notebooks of stale jobs are taken away before it starts. The stage itself, when it is opened, moves results of another
-identity aside (:func:`lib.run.stage.set_aside`); one whose identity turns out to be the same is only read.
+identity aside (:func:`lib.run.stage.set_aside`); one whose identity turns out to be the same is only read. Snakemake also
+runs a job whose input is newer than its notebook and too large to be hashed, whatever it is told of dates; so the notebooks
+that stay are dated anew, the first stage's first.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 from lib.run.files import resolve
@@ -17,17 +21,29 @@ from lib.run.table import STAGES
 from lib.run.validation import build
 from workflow.report import executed, finished, manifest, models_of
 
+JUDGES = ("judge", "second_judge", "flames_scorer")
+"""Parameters of stage 08 that may name files on this machine, which are its inputs by these names."""
+
 
 def freshen(profile: Profile) -> list[str]:
-    """Take away the notebooks of jobs whose results are gone or of another identity; return what was found, a line each."""
+    """Take away the notebooks of jobs whose results are gone or of another identity; return what was found, a line each.
+
+    The notebooks that stay are dated now, in the order of the stages, so that none is older than what it was made from.
+
+    Raises:
+        MismatchError: the manifest of a stage is damaged.
+    """
     lines = []
-    for stage in STAGES:
-        for model in models_of(profile, stage):
-            if not finished(profile, stage, model):
-                resolve(executed(profile, stage, model)).unlink(missing_ok=True)
+    jobs = [(stage, model) for stage in STAGES for model in models_of(profile, stage)]
+    for stage, model in jobs:
+        if not finished(profile, stage, model):
+            resolve(executed(profile, stage, model)).unlink(missing_ok=True)
     for stage, model, why in stale(profile):
         resolve(executed(profile, stage, model)).unlink(missing_ok=True)
         lines.append(f"{named(stage, model)}: its results were {why}; it runs again")
+    for notebook in (resolve(executed(profile, stage, model)) for stage, model in jobs):
+        if notebook.exists():
+            os.utime(notebook)
     return lines
 
 
@@ -64,6 +80,10 @@ def _asked(
         for name, path in paths.items()
         if (path.is_dir() if name in specification.optional else path.exists())
     }
+    if stage == "judging":
+        there |= _weights(values, recorded["inputs"])
+    if stage == "vectors" and "annotations" in there:
+        there |= _unpacked(values)
     asked = identity_of(
         specification.notebook,
         build(specification.parameters, values, f"the profile for {stage}"),
@@ -73,6 +93,25 @@ def _asked(
     asked["inputs"] = recorded["inputs"] | asked["inputs"]
     asked["facts"] = asked["facts"] or recorded["facts"]
     return asked
+
+
+def _weights(values: Mapping[str, Any], recorded: Mapping[str, str]) -> dict[str, Path]:
+    """Files of judges on this machine; asked for only where the record or the parameters name some."""
+    judges = {name: values[name] for name in JUDGES if values[name]}
+    if not any(name in recorded or resolve(judge.removeprefix("hf/")).exists() for name, judge in judges.items()):
+        return {}
+    from lib.judging.judges import weights_of  # loads Inspect, which most runs of this do not need
+
+    return weights_of(**judges)
+
+
+def _unpacked(values: Mapping[str, Any]) -> dict[str, Path]:
+    """The annotations that a zip holds, which stage 01 reads in its place; nothing of any other file."""
+    if not values["annotations"].lower().endswith(".zip"):
+        return {}
+    from lib.vectors.social_chemistry import locate  # as slow to load as stage 01
+
+    return {"annotations": locate(values["annotations"], values["accept_unverified"])}
 
 
 def _facts(profile: Profile, model: str) -> dict[str, str]:

@@ -8,8 +8,11 @@ in ``runs/<run>/notebooks``. A job that was killed from outside leaves no failur
 """
 
 import argparse
+import contextlib
 import json
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +41,12 @@ def record(job: Path, notebook: Path, status: int, stderr: str) -> dict[str, Any
     dead_kernel = "DeadKernelError" in stderr
     name, message = "DeadKernelError" if dead_kernel else "", f"exit status {status}"
     if notebook.exists() and not dead_kernel:
-        for cell in nbformat.read(notebook, as_version=4).cells:
-            for output in cell.get("outputs", []):
-                if output.output_type == "error":
-                    name, message = output.ename, output.evalue
+        # A job that is killed while it writes leaves half a notebook.
+        with contextlib.suppress(ValueError, nbformat.ValidationError):
+            for cell in nbformat.read(notebook, as_version=4).cells:
+                for output in cell.get("outputs", []):
+                    if output.output_type == "error":
+                        name, message = output.ename, output.evalue
     elif stderr.strip() and not dead_kernel:
         error, _, message = stderr.strip().splitlines()[-1].partition(": ")
         name = error.rpartition(".")[2]
@@ -72,8 +77,14 @@ def _path(job: Path) -> Path:
 
 def attempts(job: Path) -> list[Path]:
     """Return the logs of all attempts of a job, or of its parts, the oldest first."""
-    folder = job.parent.parent / "attempts"
-    return sorted(folder.glob(f"{job.stem}.*.log"), key=lambda path: path.stat().st_mtime)
+    return sorted(_of(job, "attempts", r"\.\d+\.log"), key=lambda path: path.stat().st_mtime)
+
+
+def _of(job: Path, folder: str, ending: str) -> list[Path]:
+    """Files of a job, then those of its parts; none of a model whose name goes on where this one's ends."""
+    name = re.compile(rf"{re.escape(job.stem)}(\.\d+-of-\d+)?{ending}")
+    files = [path for path in (job.parent.parent / folder).glob("*") if name.fullmatch(path.name)]
+    return sorted(files, key=lambda path: (len(path.name), path.name))
 
 
 # ------------------------------------------------------------------------------------ a run and its gaps
@@ -104,9 +115,42 @@ def finished(profile: Profile, stage: str, model: str | None = None) -> bool:
     return resolve(manifest(profile, stage, model)).exists()
 
 
+def current(profile: Profile, stage: str, model: str | None = None) -> bool:
+    """Say whether a stage is finished and drawn, and so is, all the way up, every stage whose results it reads.
+
+    What a failed run leaves further down was made from results that are no longer there.
+    """
+    model = model or profile.sae_model
+    return (
+        finished(profile, stage, model)
+        and resolve(executed(profile, stage, model)).exists()
+        and all(current(profile, needed, each) for needed, each in _read_by(profile, stage, model))
+    )
+
+
+def _read_by(profile: Profile, stage: str, model: str) -> Iterator[tuple[str, str]]:
+    """Yield the stages that one reads, and of which model: of all those that it was made from, or will be."""
+    models = [model]
+    if "models" in STAGES[stage].parameters.model_fields:
+        made = finished(profile, stage)
+        recorded = read_manifest(resolve(manifest(profile, stage)).parent)["identity"]["parameters"] if made else {}
+        models = recorded.get("models", list(profile.sources))
+    for needed in STAGES[stage].needs:
+        for each in models if STAGES[needed].every_model else [model]:
+            yield needed, each
+
+
 def diagnosed(profile: Profile) -> list[str]:
-    """Return the profile's models whose diagnosis is finished."""
-    return [model for model in profile.sources if finished(profile, "diagnosis", model)]
+    """Return the profile's models whose diagnosis is current."""
+    return [model for model in profile.sources if current(profile, "diagnosis", model)]
+
+
+def take_away(profile: Profile) -> None:
+    """Remove the notebooks of what is not current, so that it is made again from what is there."""
+    for stage in STAGES:
+        for model in models_of(profile, stage):
+            if not current(profile, stage, model):
+                resolve(executed(profile, stage, model)).unlink(missing_ok=True)
 
 
 def reachable(profile: Profile, models: list[str]) -> list[str]:
@@ -114,12 +158,12 @@ def reachable(profile: Profile, models: list[str]) -> list[str]:
     if not models:
         return []
     others = [stage for stage in STAGES["claims"].needs if stage != "comparison"]
-    ends = ["comparison", *(["claims"] if all(finished(profile, stage) for stage in others) else [])]
+    ends = ["comparison", *(["claims"] if all(current(profile, stage) for stage in others) else [])]
     return [executed(profile, stage) for stage in ends]
 
 
 def missing(profile: Profile) -> pd.DataFrame:
-    """List what a run should have and has not: results, or only the notebook with its figures.
+    """List what a run should have and has not: results that are current, or only the notebook with its figures.
 
     Returns:
         Columns ``stage``, ``model`` (empty where a stage has none), ``reason``, ``log`` (of the last attempt; empty if there
@@ -128,8 +172,8 @@ def missing(profile: Profile) -> pd.DataFrame:
     rows = []
     for stage, specification in STAGES.items():
         for model in models_of(profile, stage):
-            job = resolve(executed(profile, stage, model))
-            if not job.exists() or not finished(profile, stage, model):
+            if not current(profile, stage, model):
+                job = resolve(executed(profile, stage, model))
                 log = short(logs[-1]) if (logs := attempts(job)) else ""
                 rows.append((stage, model if specification.per_model else "", _reason(profile, stage, model, job), log))
     return pd.DataFrame(rows, columns=["stage", "model", "reason", "log"])
@@ -137,15 +181,13 @@ def missing(profile: Profile) -> pd.DataFrame:
 
 def _reason(profile: Profile, stage: str, model: str, job: Path) -> str:
     # Its own failure, or that of one of its parts.
-    records = [_path(job), *sorted(_path(job).parent.glob(f"{job.stem}.*-of-*.json"))]
     after = "its results are there, its notebook is not: " if finished(profile, stage, model) else ""
-    for path in records:
-        if path.exists():
-            why = json.loads(path.read_text(encoding="utf-8"))
-            return f"{after}{why['error']}: {why['message'].splitlines()[0] if why['message'] else ''}"
-    for needed in STAGES[stage].needs:
-        if not finished(profile, needed, model):
-            return f"needs {needed}, which is missing"
+    for path in _of(job, "failed", r"\.json"):
+        why = json.loads(path.read_text(encoding="utf-8"))
+        return f"{after}{why['error']}: {why['message'].splitlines()[0] if why['message'] else ''}"
+    for needed, each in _read_by(profile, stage, model):
+        if not current(profile, needed, each):
+            return f"needs {needed}{f' of {each}' if each != model else ''}, which is missing"
     if attempts(job):
         return f"{after}it was stopped, or is still running; the log of its last attempt ends there"
     return f"{after}it has not been run"
@@ -159,7 +201,7 @@ def show(profile: Profile) -> int:
     """
     run = resolve(f"runs/{profile.run}")
     claims = run / "claims" / "claims.csv"
-    if finished(profile, "claims") and resolve(executed(profile, "claims")).exists():
+    if current(profile, "claims"):
         print(f"{short(claims)}: {summary(pd.read_csv(claims))}")
         for notice in read_manifest(claims.parent)["notices"]:
             print(notice)

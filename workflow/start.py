@@ -13,7 +13,7 @@ import ctypes
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import psutil
 from filelock import FileLock, Timeout
@@ -29,13 +29,11 @@ SNAKEMAKE = [
     "--rerun-incomplete", "--nolock", "--rerun-triggers", "code",
 ]  # fmt: skip
 """Snakemake without its own lock, which a killed process leaves behind, and without triggers by date: a job runs when its
-notebook is missing or when a job whose results it reads runs."""
+notebook is missing or when a job whose results it reads runs. It still runs a job whose input is large and newer than its
+notebook, so :func:`workflow.freshness.freshen` leaves none that is."""
 
 GRACE_SECONDS = 5
 """How long jobs have to end by themselves before they are told, and told again."""
-
-INTERRUPTED = 130
-"""Exit status of a command that was interrupted."""
 
 DIES_WITH_PARENT = 1
 """Linux' option of ``prctl`` that sets the signal which a process gets when its parent dies."""
@@ -53,38 +51,42 @@ def start(path: str, arguments: Sequence[str] = ()) -> int:
         BusyError: another process works on this run.
     """
     profile = ready(path)
+    with at_work(profile):
+        status = snakemake(*arguments, "--config", f"profile={path}")
+        if status and 0 < len(report.diagnosed(profile)) < len(profile.sources):
+            # A failed model is left out of the comparison, and the last lines say which and why.
+            report.take_away(profile)
+            snakemake(*arguments, "--config", f"profile={path}", "partial=true")
+        return report.show(profile) or int(status != 0)
+
+
+@contextlib.contextmanager
+def at_work(profile: Profile) -> Iterator[None]:
+    """Hold a run, whose notebooks of stale results are taken away first, against any other process.
+
+    Raises:
+        BusyError: another process works on this run.
+    """
     run = resolve(f"runs/{profile.run}")
     run.mkdir(parents=True, exist_ok=True)
     lock, owner = FileLock(run / ".lock", blocking=False), run / ".owner"
     try:
-        lock.acquire()
+        held = lock.acquire()
     except Timeout:
         who = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
         raise BusyError(f"{who} is at work on runs/{profile.run}. Wait until it ends, or stop it.") from None
-    with lock:
+    with held:
         write_text_atomically(owner, f"process {psutil.Process().pid}")
         try:
-            return _run(profile, path, arguments)
+            for line in freshen(profile):
+                print(line, flush=True)
+            yield
         finally:
             owner.unlink(missing_ok=True)
 
 
-def _run(profile: Profile, path: str, arguments: Sequence[str]) -> int:
-    for line in freshen(profile):
-        print(line, flush=True)
-    status = snakemake(*arguments, "--config", f"profile={path}")
-    if status == INTERRUPTED:
-        print("Stopped. The same command goes on from here.", flush=True)
-        return status
-    diagnosed = report.diagnosed(profile)
-    if status and 0 < len(diagnosed) < len(profile.sources):
-        # A failed model is left out of the comparison, and the last lines say which and why.
-        snakemake(*arguments, "--config", f"profile={path}", "partial=true")
-    return report.show(profile) or int(status != 0)
-
-
 def snakemake(*arguments: str) -> int:
-    """Run Snakemake and return its exit status, ``INTERRUPTED`` after Ctrl-C; nothing it started is left behind."""
+    """Run Snakemake and return its exit status; nothing it started is left behind after Ctrl-C."""
     process = subprocess.Popen([*SNAKEMAKE, *arguments], preexec_fn=die_with_parent)
     try:
         return process.wait()
@@ -97,7 +99,7 @@ def snakemake(*arguments: str) -> int:
                     tell(each)
             if not psutil.wait_procs(with_jobs, timeout=GRACE_SECONDS)[1]:
                 break
-        return INTERRUPTED
+        raise
 
 
 def die_with_parent() -> None:

@@ -8,7 +8,6 @@ needs, so a run does not do it by itself. What cannot be read now, for want of a
 damage.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -16,8 +15,9 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from lib.activations.store import open_store
-from lib.run.files import errors_said, resolve, sha256_of_file, short
+from lib.run.files import errors_said, locked, resolve, sha256_of_file, short
 from lib.run.profile import load_profile
+from lib.run.provenance import MismatchError
 from lib.run.stage import read_manifest, set_aside
 
 NEEDED = ("manifest.json", "store.json", "index.parquet")
@@ -40,7 +40,7 @@ def check(run: Path) -> pd.DataFrame:
         stage = manifest.parent.relative_to(run).as_posix()
         try:
             recorded = read_manifest(manifest.parent)["outputs"]
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError):
+        except (MismatchError, KeyError):
             rows.append((stage, "manifest.json", "damaged"))
             continue
         for name, sha256 in recorded.items():
@@ -61,7 +61,8 @@ def main() -> int:
     damage = check(run)
     for stage, files in damage.groupby("stage"):
         if set(files["file"]).intersection(NEEDED):
-            set_aside(run, run / stage, "that cannot be read")
+            with locked(run / stage):
+                set_aside(run, run / stage, "that cannot be read")
             continue
         for path in (run / stage / name for name in {*files["file"], "manifest.json"}):
             if (

@@ -4,7 +4,6 @@ Sizes come from the registry (``data/models.csv``) or from a local model's ``con
 the annotations if they lie here, else from the paper. What no table can know is an assumption, with a name and a value.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from functools import cache
@@ -13,10 +12,10 @@ from typing import Any, NamedTuple
 
 from gguf import GGUFReader
 
-from lib.run.files import resolve, short
+from lib.run.files import read_text, resolve, short
 from lib.run.keys import DRAWN_ARMS, ArmName
 from lib.run.profile import ModelSource, Profile
-from lib.run.resources import Size, registered_size
+from lib.run.resources import ResourceError, Size, configuration_in, registered_size, tensors_in
 from lib.run.rules import layer_groups
 from lib.run.table import STAGES
 from lib.vectors import moral_vectors, social_chemistry
@@ -88,14 +87,18 @@ PUBLISHED = Work(203_431, 251_334, 203_431, ASSUMED.tokens_per_action, 16_147, 1
 
 
 def work(profile: Profile) -> Work:
-    """Count the rows of the profile's annotations and prompts; published counts stand in for files not here."""
+    """Count the rows of the profile's annotations and prompts; published counts stand in for files not here.
+
+    Raises:
+        CompanionError: the annotations or the prompts cannot be read.
+    """
     amount = PUBLISHED
     path = resolve(profile.annotations)
     if profile.annotations != social_chemistry.DOWNLOAD and path.is_file():
         amount = _counted(path, profile.agreement)
     prompts = resolve(profile.prompts)
     if prompts.is_file():
-        lines = [line for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line for line in read_text(prompts).splitlines() if line.strip()]
         amount = amount._replace(prompts=len(lines))
     return amount._replace(prompts=min(amount.prompts, profile.prompt_limit or amount.prompts))
 
@@ -142,7 +145,11 @@ def _conditions(profile: Profile, arms: list[ArmName]) -> int:
 
 @cache
 def size(source: ModelSource) -> Size | None:
-    """Return a model's size from its files or from the registry; None if neither knows it."""
+    """Return a model's size from its files or from the registry; None if neither knows it.
+
+    Raises:
+        ResourceError: one of its files is damaged.
+    """
     if source.path:
         return _size_on_disk(resolve(source.path))
     return _size_in_gguf(resolve(source.gguf)) if source.gguf else registered_size(source.source)
@@ -151,13 +158,10 @@ def size(source: ModelSource) -> Size | None:
 def _size_on_disk(directory: Path) -> Size | None:
     if not (directory / "config.json").exists():
         return None
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    config = config.get("text_config", config)
+    config = configuration_in(directory)
     counts: dict[str, int] = {}
     for file in directory.glob("*.safetensors"):
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        counts |= {name: _numbers(name, item) for name, item in header.items() if name != "__metadata__"}
+        counts |= {name: _numbers(name, item) for name, item in tensors_in(file).items()}
     layers, width, experts = (
         next((config[key] for key in keys if config.get(key)), None) for keys in (LAYERS, WIDTH, EXPERTS)
     )
@@ -183,9 +187,12 @@ def _numbers(name: str, tensor: dict[str, Any]) -> int:
 def _size_in_gguf(file: Path) -> Size | None:
     if not file.is_file():
         return None
-    reader = GGUFReader(file)
-    kind = reader.fields["general.architecture"].contents()
-    layers, width = (int(reader.fields[f"{kind}.{key}"].contents()) for key in ("block_count", "embedding_length"))
+    try:
+        reader = GGUFReader(file)
+        kind = reader.fields["general.architecture"].contents()
+        layers, width = (int(reader.fields[f"{kind}.{key}"].contents()) for key in ("block_count", "embedding_length"))
+    except (ValueError, IndexError, KeyError) as error:
+        raise ResourceError(f"{short(file)} is no whole GGUF file ({error}). Download it again.") from None
     counts = {tensor.name: int(tensor.n_elements) for tensor in reader.tensors}
     used, experts = (reader.fields.get(f"{kind}.{key}") for key in ("expert_used_count", "expert_count"))
     share = used.contents() / experts.contents() if used and experts else 1

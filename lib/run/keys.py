@@ -31,6 +31,8 @@ Name = Annotated[str, Field(pattern=NAME, max_length=64)]
 """A plain name, which is part of paths."""
 Template = Annotated[str, Field(pattern=TEMPLATE_SHAPE)]
 """Words around an action, such as ``{action} is morally``; ``{action}``, which stands there once, alone is none."""
+Place = Annotated[str, Field(min_length=1)]
+"""A file, absolute or from the project root."""
 Auto = Literal["auto"]
 """A size that follows from the data; :mod:`lib.sae.recipe` says how."""
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -50,7 +52,9 @@ class Parameters(BaseModel):
 class Seeded(Parameters):
     """Stages that draw at random."""
 
-    seed: int = Field(0, ge=0, description="seed of everything drawn; the published split and subset always use 42")
+    seed: int = Field(
+        0, ge=0, le=2**32 - 1, description="seed of everything drawn; the published split and subset always use 42"
+    )
 
 
 class Resampled(Parameters):

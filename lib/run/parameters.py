@@ -30,6 +30,7 @@ from lib.run.keys import (
     OfSource,
     OpenedKeys,
     Permuted,
+    Place,
     Pooled,
     Probed,
     Resampled,
@@ -46,7 +47,7 @@ from lib.run.keys import (
 class VectorsKeys(Seeded, Resampled):
     """Keys of stage 01."""
 
-    annotations: str = Field(description='CSV, TSV or zip in the Social-Chemistry-101 schema, or "download"')
+    annotations: Place = Field(description='CSV, TSV or zip in the Social-Chemistry-101 schema, or "download"')
     accept_unverified: bool = Field(
         False, description="take a file named like the official one with another checksum on your word"
     )
@@ -139,7 +140,8 @@ class SAEKeys(Seeded, Permuted, Split, Pooled, Layered):
         "topk", description="topk and batchtopk keep target_l0 latents per row, or on average; relu is published"
     )
     expansion: PositiveInt | Auto = Field(
-        "auto", description="latents per dimension of the residual stream (published 16); auto: one for ten rows"
+        "auto",
+        description="latents per dimension of the residual stream (published 16); auto: one for ten rows, as sae_minutes allow",
     )
     target_l0: PositiveFloat | Auto = Field(
         "auto", description="active latents per row (published 100); auto: by the root of the stream's width"
@@ -152,7 +154,7 @@ class SAEKeys(Seeded, Permuted, Split, Pooled, Layered):
         "auto", description="learning rate of training (published .0001); auto: by the root of the latents"
     )
     batch_size: PositiveInt | Auto = Field(
-        "auto", description="rows per step of training (published 4096); auto: so that an epoch has 40 steps"
+        "auto", description="rows per step of training (published 4096); auto: 40 steps an epoch and 5,000 in all"
     )
 
     @model_validator(mode="after")
@@ -198,7 +200,7 @@ class SteeringKeys(Seeded, Resampled, Pooled, Armed, Layered, OpenedKeys):
     positions: Literal["all", "prompt", "generated"] = Field(
         "all", description="tokens whose stream is changed: all (published), prompt or generated"
     )
-    prompts: str = Field(description="JSON lines with the keys of Flames: dimension, subcomponent, prompt")
+    prompts: Place = Field(description="JSON lines with the keys of Flames: dimension, subcomponent, prompt")
     prompt_limit: PositiveInt | None = Field(
         None, description="at most this many prompts, each dimension keeping its share"
     )
@@ -223,7 +225,7 @@ class SteeringKeys(Seeded, Resampled, Pooled, Armed, Layered, OpenedKeys):
         [0.1, 0.25, 0.5, 1.0, 2.0], description="strengths of the sweep, each at every layer"
     )
     sweep_prompts: int = Field(50, ge=0, description="prompts answered at every point of the sweep; 0 leaves it out")
-    ordinary_text: str = Field(
+    ordinary_text: Place = Field(
         "data/ordinary_text.jsonl",
         description="JSON lines with the keys language and text, to measure what steering costs",
     )
@@ -270,7 +272,7 @@ class JudgingParameters(Shown, JudgingKeys, OfModel):
 class ClaimsKeys(Layered):
     """Keys of stage 09."""
 
-    claims: str = Field("data/published_claims.csv", description="table of the claims of the paper and of its rivals")
+    claims: Place = Field("data/published_claims.csv", description="table of the claims of the paper and of its rivals")
 
 
 class ClaimsParameters(ClaimsKeys, OfModels):

@@ -4,6 +4,7 @@ Its keys are those of the stages (:mod:`lib.run.parameters`) and the ones below.
 those of the paper or of its released recipe where one is published.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,9 @@ from lib.run.keys import Name, Parameters, Template
 from lib.run.table import STAGES
 from lib.run.validation import ParameterError, nearest, problems_of
 from lib.run.yaml_lines import Document, Problem, read_yaml
+
+OFFLINE = r"offline/rule(-[1-9]\d*)?"
+"""Names of the offline judge beside ``offline``."""
 
 
 class ModelSource(Parameters):
@@ -134,11 +138,11 @@ def load_profile(path: str | Path) -> Profile:
 
     Raises:
         ParameterError: all that is wrong with it, a line each, with the line of the file, the value, what is allowed and
-            the nearest right name: no file, no YAML, a key twice, unknown, missing, out of range or of the wrong type,
+            the nearest right name: no file, no YAML in UTF-8, a key twice, unknown, missing, out of range or of the wrong type,
             models or arms that do not fit together.
     """
     file = profile_file(path)
-    document = read_yaml(file.read_text(encoding="utf-8"))
+    document = read_yaml(file.read_bytes())
     problems, profile = [*document.problems], None
     if isinstance(document.content, dict):
         try:
@@ -188,6 +192,13 @@ def _misfits(document: Document) -> Iterator[Problem]:
         known = [name for name in names if isinstance(name, str)]
         said = f"sae_model: {sae_model!r} is not among the models {', '.join(known)}.{nearest(sae_model, known)}"
         yield Problem(document.line(("sae_model",)), said)
+    twin = content.get("untrained_twin")
+    if names and isinstance(twin, str) and (twin not in names or twin == sae_model):
+        others = [name for name in names if isinstance(name, str) and name != sae_model]
+        known = ", ".join(others) or "there are none"
+        why = "is sae_model itself" if twin == sae_model else f"is none of the other models ({known})"
+        said = f"untrained_twin: {twin!r} {why}.{nearest(twin, others)} A model with `like: {sae_model}` needs no untrained_twin."
+        yield Problem(document.line(("untrained_twin",)), said)
     for index, entry in enumerate(entries):
         trained = [other.get("name") for other in entries if isinstance(other, dict) and not other.get("like")]
         sources = [key for key in ("path", "hub", "gguf", "like") if isinstance(entry, dict) and entry.get(key)]
@@ -212,3 +223,6 @@ def _misfits(document: Document) -> Iterator[Problem]:
         if isinstance(judge, str) and judge != "offline" and "/" not in judge:
             said = f"{key}: should be offline or a model as Inspect names it, provider/model, got {judge!r}."
             yield Problem(document.line((key,)), said + nearest(judge, ["offline"]))
+        elif isinstance(judge, str) and judge.startswith("offline/") and not re.fullmatch(OFFLINE, judge):
+            said = f"{key}: should be offline, or offline/rule-N for a rule that reads N characters, got {judge!r}"
+            yield Problem(document.line((key,)), said)

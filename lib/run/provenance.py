@@ -83,11 +83,26 @@ def sha256_of(path: Path) -> str:
     """
     if path.is_file():
         return sha256_of_file(path)
-    manifest = path / "manifest.json"
-    if manifest.exists():
-        content = json.loads(manifest.read_text(encoding="utf-8"))
+    if (path / "manifest.json").exists():
+        content = read_manifest(path)
         return sha256_of_json({"outputs": content["outputs"], "parameters": content["identity"]["parameters"]})
     return sha256_of_json({name: sha256_of_file(path / name) for name in files_below(path)})
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """Return the manifest of a finished stage.
+
+    Raises:
+        MismatchError: it is damaged.
+    """
+    file = directory / "manifest.json"
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no text
+        raise MismatchError(
+            f"{short(file)} is damaged ({error}). `make verify PROFILE=...`, with the run's profile, takes away what is "
+            "damaged; then the same command makes it again."
+        ) from None
 
 
 def machine_class() -> str:

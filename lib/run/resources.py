@@ -1,14 +1,17 @@
 """What models need and what machines have, for plan and preflight alike. Light: nothing here imports torch."""
 
+import json
 import math
+import re
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from lib.paper import POOLINGS, models
-from lib.run.files import PROJECT, CompanionError
+from lib.run.files import PROJECT, CompanionError, short
 from lib.run.parameters import ActivationsKeys
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -36,8 +39,12 @@ LARGE = 4e6
 """Values in the subset's representation below which an arm takes less time than a process, or a GPU, needs to start."""
 
 
+HEAD_BYTES = 2**20
+"""Bytes at the start of a GGUF file in which its numbers stand, before the words of its tokenizer."""
+
+
 class ResourceError(CompanionError):
-    """A run needs more than there is, or a GPU is not known; the message says what would do."""
+    """A run needs more than there is, a GPU is not known or a model's file is damaged; the message says what would do."""
 
 
 class Size(NamedTuple):
@@ -135,6 +142,56 @@ def registered_size(hub: str) -> Size | None:
     for row in models().query("hub == @hub").itertuples():
         return Size(row.parameters_billions * 1e9, row.active_billions * 1e9, row.layers, row.width)
     return None
+
+
+def configuration_in(directory: Path) -> dict[str, Any]:
+    """Return the configuration of a local model, or of the part of it that reads text.
+
+    Raises:
+        ResourceError: its file is no JSON object.
+    """
+    file = directory / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        return config.get("text_config") or config
+    except (ValueError, AttributeError):
+        raise ResourceError(f"{short(file)} is no JSON object, perhaps cut short. Download the model again.") from None
+
+
+def tensors_in(file: Path) -> dict[str, dict[str, Any]]:
+    """Return dtype and shape of the tensors in a safetensors file, by name, from its header alone.
+
+    Raises:
+        ResourceError: it is no whole safetensors file, such as the pointer that Git LFS leaves in place of one.
+    """
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length)) if length < file.stat().st_size else {}
+        header.pop("__metadata__", None)
+        end = max(tensor["data_offsets"][1] for tensor in header.values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        length, end = 0, math.inf
+    if file.stat().st_size != 8 + length + end:
+        raise ResourceError(
+            f"{short(file)} is no whole safetensors file. If it is a pointer of Git LFS, fetch the file with `git lfs pull`; "
+            "else download the model again."
+        )
+    return header
+
+
+def blocks_in_gguf(file: Path) -> int | None:
+    """Return how many decoder blocks a GGUF file has; None if it does not say so at its start.
+
+    Raises:
+        ResourceError: it is no GGUF file.
+    """
+    with file.open("rb") as stream:
+        head = stream.read(HEAD_BYTES)
+    if not head.startswith(b"GGUF"):
+        raise ResourceError(f"{short(file)} is no GGUF file. Download it again.")
+    found = re.search(rb"\.block_count\x04\0\0\0(.{4})", head, re.DOTALL)  # the key, the type uint32, the value
+    return int.from_bytes(found[1], "little") if found else None
 
 
 @cache

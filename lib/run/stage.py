@@ -5,7 +5,8 @@ directory, and a ``manifest.json``, written last, states its identity: parameter
 versions and code. A stage whose manifest matches is read, not computed again. Results of another identity are
 moved aside, never deleted, the field that differs is named, and the stage is computed again. ``plan.json``, written
 first, holds the same identity, so an interrupted stage goes on from the tables it already has and never mixes them
-with those of another identity.
+with those of another identity. Processes of one identity may work on a stage side by side; while they do, none of
+another can.
 """
 
 import json
@@ -24,7 +25,10 @@ from lib.run.files import (
     PROJECT,
     CompanionError,
     files_below,
+    held_by_others,
+    hold,
     locked,
+    release,
     replacing,
     resolve,
     sha256_of_file,
@@ -33,7 +37,14 @@ from lib.run.files import (
     write_text_atomically,
 )
 from lib.run.keys import Parameters
-from lib.run.provenance import MismatchError, difference, identity_of, machine_class, provenance_text
+from lib.run.provenance import (
+    MismatchError,
+    difference,
+    identity_of,
+    machine_class,
+    provenance_text,
+    read_manifest,
+)
 from lib.run.table import STAGES, StageSpecification
 
 DEMO_ANNOTATIONS = "data/demo/annotations.tsv"
@@ -118,6 +129,7 @@ class Stage:
         self, names: list[str], function: Callable[..., Mapping[str, pd.DataFrame]], *args: Any, **kwargs: Any
     ) -> list[pd.DataFrame]:
         """Read several tables that one ``function`` computes together, in the order of the mapping it returns."""
+        self._require_ours()
         if not all((self.directory / name).exists() for name in names):
             self._require_unfinished(names[0])
             for name, frame in zip(names, function(*args, **kwargs).values(), strict=True):
@@ -126,6 +138,7 @@ class Stage:
 
     def folder(self, name: str, function: Callable[..., None], *args: Any, **kwargs: Any) -> Path:
         """Return the folder ``name`` of this stage; ``function(folder, ...)`` fills it if it is not there."""
+        self._require_ours()
         path = self.directory / name
         if not path.exists():
             self._require_unfinished(name)
@@ -140,6 +153,7 @@ class Stage:
         Files in folders that are ``hashed_elsewhere``, in another output, are not listed. ``findings`` are what later stages
         must know before they read a table, such as whether a judge is usable.
         """
+        self._require_ours()
         if not self.complete:
             # Logs hold times; they belong to a stage but are none of its results.
             aside = ("plan.json", "manifest.json", "logs/", ".", *hashed_elsewhere)
@@ -156,6 +170,7 @@ class Stage:
             }
             write_text_atomically(self.directory / "manifest.json", json.dumps(manifest, indent=1))
             self.complete = True
+            release(self.directory)
         print(f"results: {short(self.directory)}")
         for notice in self.notices():
             print(notice)
@@ -186,6 +201,14 @@ class Stage:
         marked.attrs["notices"] = self.notices()
         return marked
 
+    def _require_ours(self) -> None:
+        plan = _read_plan(self.directory)
+        if plan and difference(plan["identity"], self.identity):
+            raise MismatchError(
+                f"{short(self.directory)} was opened with other parameters since, and holds other results now. "
+                f"Run notebook {self.specification.notebook} again from its first cell."
+            )
+
     def _require_unfinished(self, name: str) -> None:
         if self.complete:
             raise MismatchError(
@@ -207,7 +230,8 @@ def open_stage(
 
     Raises:
         MissingStageError: an input is not there; says which notebook makes it.
-        MismatchError: the directory holds files that are no results of this project.
+        MismatchError: the directory holds files that are no results of this project, or another process is computing there
+            with other parameters.
     """
     started = time.monotonic()
     stage = next(stage for stage in STAGES.values() if stage.parameters is type(parameters))
@@ -221,55 +245,67 @@ def open_stage(
         _require_input(name, path, run_dir)
     identity = identity_of(stage.notebook, parameters, paths, facts or {})
     with locked(directory):
-        if (plan := _read_plan(directory)) and (why := difference(plan["identity"], identity)):
+        if (plan := _read_plan(directory)) is None:
+            _require_empty(stage, directory)
+        elif why := difference(plan["identity"], identity):
             set_aside(run_dir, directory, why)
         if not (directory / "plan.json").exists():
             _write_plan(directory, stage.name, identity)
         complete = (directory / "manifest.json").exists()
+        (release if complete else hold)(directory)
     return Stage(stage, run_dir, directory, paths, identity, complete, parameters, started)
 
 
 def set_aside(run_dir: Path, directory: Path, why: str) -> None:
     """Move the results of a stage to ``.superseded`` in the run's directory, and say so; a plan without results is removed.
 
-    What the stage paid for and checks itself (``StageSpecification.kept``) stays where it is.
+    What the stage paid for and checks itself (``StageSpecification.kept``) never moves. The manifest goes first and the plan
+    last, so whatever interrupts this, the next one to open the stage goes on with it. To be called under the directory's lock.
+
+    Raises:
+        MismatchError: another process is computing the stage.
     """
-    kept = [name for stage in STAGES.values() if directory.is_relative_to(run_dir / stage.name) for name in stage.kept]
-    computed = [name for name in files_below(directory) if not name.startswith(("plan.json", *(f"{k}/" for k in kept)))]
-    if not computed:
-        (directory / "plan.json").unlink()
+    if held_by_others(directory):
+        raise MismatchError(
+            f"{short(directory)} holds results {why}, but another process computes them now, with other parameters. "
+            "Wait until it ends, or shut down the notebook in which it is open; or use another run_dir."
+        )
+    stage = STAGES.get(directory.relative_to(run_dir).parts[0])
+    entries = [entry for entry in directory.iterdir() if not (stage and entry.name in stage.kept)]
+    if [entry.name for entry in entries] == ["plan.json"]:
+        entries[0].unlink()
         return
     stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%f")
     aside = run_dir / ".superseded" / f"{directory.relative_to(run_dir)}.{stamp}"
-    aside.parent.mkdir(parents=True, exist_ok=True)
-    directory.rename(aside)
-    for name in kept:
-        if (aside / name).exists():
-            directory.mkdir(exist_ok=True)
-            (aside / name).rename(directory / name)
+    aside.mkdir(parents=True)
+    for entry in sorted(entries, key=lambda entry: {"manifest.json": 0, "plan.json": 2}.get(entry.name, 1)):
+        entry.rename(aside / entry.name)
     print(f"{short(directory)} holds results {why}. They are now in {short(aside)}, and the stage is computed again.")
 
 
 def _read_plan(directory: Path) -> dict[str, Any] | None:
     path = directory / "plan.json"
-    if path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))
-    if set(files_below(directory)) - {"manifest.json"}:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    except ValueError as error:  # no JSON, or no text
+        raise MismatchError(
+            f"{short(path)} is damaged ({error}), so nothing says what made the results beside it. Move them and the plan away."
+        ) from None
+
+
+def _require_empty(stage: StageSpecification, directory: Path) -> None:
+    """Raise ``MismatchError`` if a directory without a plan holds more than the stage keeps or an interruption left."""
+    ours = ("manifest.json", ".", *(f"{name}/" for name in stage.kept))
+    if [name for name in files_below(directory) if not name.startswith(ours)]:
         raise MismatchError(
             f"{short(directory)} holds files but no plan.json, so they are not results of this project. "
             "Use another run directory, or move them away."
         )
-    return None
 
 
 def _write_plan(directory: Path, name: str, identity: Mapping[str, Any]) -> None:
     plan = {"stage": name, "identity": identity}
     write_text_atomically(directory / "plan.json", json.dumps(plan, indent=1))
-
-
-def read_manifest(directory: Path) -> dict[str, Any]:
-    """Return the manifest of a finished stage."""
-    return json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
 
 
 def _require_input(name: str, path: Path, run_dir: Path) -> None:

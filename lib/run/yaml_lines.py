@@ -1,7 +1,7 @@
 """YAML with line numbers, so that what is wrong with a profile can be said where it stands.
 
-PyYAML takes the last of two equal keys without a word and reads ``1e-4`` as text; here the first is a problem and the
-second a number, as YAML 1.2 has it.
+PyYAML takes the last of two equal keys without a word, reads ``1e-4`` as text and ``2026-11-30`` as a date; here the first is
+a problem, the second a number and the third text, as YAML 1.2 has it.
 """
 
 import re
@@ -36,7 +36,7 @@ class Document(NamedTuple):
 
 
 class Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with the floats of YAML 1.2."""
+    """PyYAML's safe loader with the floats of YAML 1.2, which has no dates."""
 
 
 Loader.add_implicit_resolver(
@@ -44,12 +44,16 @@ Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
     list("-+0123456789."),
 )
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in Loader.yaml_implicit_resolvers.items()
+}
 
 
-def read_yaml(text: str) -> Document:
-    """Read a YAML text; what is no YAML at all is a problem of the document, whose content is then None."""
+def read_yaml(text: str | bytes) -> Document:
+    """Read a YAML text, or its bytes; what is no YAML in UTF-8 is a problem of the document, whose content is then None."""
     try:
-        loader = Loader(text)
+        loader = Loader(text if isinstance(text, str) else text.decode("utf-8"))
         node = loader.get_single_node()
         if node is None:
             return Document(None, {}, [])
@@ -59,7 +63,12 @@ def read_yaml(text: str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         return Document(None, {}, [Problem(mark.line + 1 if mark else 0, f"is no YAML: {error.problem}")])
-    except yaml.YAMLError as error:
+    except UnicodeDecodeError as error:
+        line = 1 + error.object.count(b"\n", 0, error.start)
+        return Document(None, {}, [Problem(line, f"is not in UTF-8: {error.reason}; save it as UTF-8")])
+    except RecursionError:
+        return Document(None, {}, [Problem(0, "is no YAML: values stand within themselves, or too deep")])
+    except (yaml.YAMLError, ValueError) as error:
         return Document(None, {}, [Problem(0, f"is no YAML: {error}")])
 
 
@@ -81,11 +90,11 @@ def _duplicates(node: yaml.Node) -> Iterator[Problem]:
         first: dict[str, int] = {}
         for key, value in node.value:
             line = key.start_mark.line + 1
-            if key.value in first:
+            if isinstance(key, yaml.ScalarNode) and key.value in first:
                 yield Problem(
                     line, f"{key.value}: is there twice, first in line {first[key.value]}; keep one of the two"
                 )
-            first.setdefault(key.value, line)
+            first.setdefault(str(key.value), line)
             children = [*children, value]
     for child in children:
         yield from _duplicates(child)

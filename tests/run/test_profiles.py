@@ -1,25 +1,32 @@
 """Bad profiles: every mistake is said before anything runs, with its line, the value and what would be right."""
 
+import shutil
 import subprocess
 import sys
 
+import gguf
 import pytest
 import yaml
 
-from lib.run.files import PROJECT
+from lib.run.files import PROJECT, CompanionError
 from lib.run.profile import load_profile
 from lib.run.readiness import ready
+from lib.run.resources import ResourceError
 from lib.run.validation import ParameterError
 from lib.run.yaml_lines import read_yaml
+from workflow import workload
 
 DEMO = yaml.safe_load((PROJECT / "profiles" / "demo.yaml").read_text())
 NAME = "plain name of letters"
 SMALL = {"name": "moral-small", "path": "data/demo/models/moral-small"}
+ALONE = {"untrained_twin": None}
 
 
 def write(directory, text):
     path = directory / "profile.yaml"
-    path.write_text(text if isinstance(text, str) else yaml.safe_dump(DEMO | text, sort_keys=False))
+    if isinstance(text, dict):
+        text = yaml.safe_dump(DEMO | text, sort_keys=False)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return path
 
 
@@ -95,6 +102,21 @@ BAD = [
     ({"seed": "zero"}, "seed: Input should be a valid integer, got 'zero'"),
     ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
     ({"seed": True}, "seed: Input should be a valid integer, got True"),
+    ({"seed": 20241201123456}, "seed: Input should be less than or equal to 4294967295"),
+    ({"annotations": ""}, "annotations: String should have at least 1 character"),
+    ({"prompts": ""}, "prompts: String should have at least 1 character"),
+    ({"judge": "offline/foo"}, "judge: should be offline, or offline/rule-N .* got 'offline/foo'"),
+    (
+        {"untrained_twin": "untraned-small"},
+        "line .*: untrained_twin: 'untraned-small' .* Did you mean 'untrained-small'?",
+    ),
+    ({"untrained_twin": "moral-small"}, "untrained_twin: 'moral-small' is sae_model itself"),
+    (
+        {"mode": "replace"},
+        r"mode: replace takes strength 1 alone, but sweep_strengths .* Write sweep_strengths: \[1.0\]",
+    ),
+    ({"mode": "replace", "strength": 2}, r"but strength holds 2. Write strength: 1.0"),
+    ({"mode": "blend"}, r"from 0 to 1, but sweep_strengths holds 2. Write sweep_strengths: \[0.1, 0.25, 0.5, 1.0\]"),
     ({"aggreement": "x"}, "aggreement: is no parameter. Did you mean 'agreement'?"),
     ({"card": "H100"}, "card: is no parameter"),
     ({"run_dir": "x"}, "run_dir: is no parameter"),
@@ -102,6 +124,10 @@ BAD = [
     ("run: x\nmodels:\n  - {name: a, path: b, name: c}\n", "line 3: name: is there twice"),
     ("run: [x\n", "is no YAML"),
     ("run: x\n\tlayers: [1]\n", "line 2: is no YAML"),
+    ("# für mich\nrun: x\n# für dich\n".encode("latin-1"), "line 1: is not in UTF-8"),
+    ("run: x\n{run}: x\n", "line 2: is no YAML: found unhashable key"),
+    ("run: &a [*a]\n", "is no YAML: values stand within themselves"),
+    ("seed: !!int x\n", "is no YAML: invalid literal"),
     ("- run\n", "should be a mapping of keys to values, got list"),
     ("", "should be a mapping of keys to values, got NoneType"),
     ("demo\n", "should be a mapping of keys to values, got str"),
@@ -137,8 +163,8 @@ def test_numbers_are_numbers_however_they_are_written(tmp_path, written, value):
 
 
 def test_what_is_text_stays_text():
-    assert read_yaml("[v1e, 1e, e5, 1.2.3, '1e-4', 12, .5, -.inf]").content == [
-        "v1e", "1e", "e5", "1.2.3", "1e-4", 12, 0.5, float("-inf"),
+    assert read_yaml("[v1e, 1e, e5, 1.2.3, '1e-4', 12, .5, -.inf, 2026-11-30, 2024-13-45]").content == [
+        "v1e", "1e", "e5", "1.2.3", "1e-4", 12, 0.5, float("-inf"), "2026-11-30", "2024-13-45",
     ]  # fmt: skip
 
 
@@ -150,8 +176,15 @@ UNREADY = [
     ({"first_layers": 99}, "first_layers: moral-small has"),
     ({"first_layers": 1, "layers": [1]}, "layers: moral-small has"),
     ({"gpu": "H1000"}, "gpu: .*H1000.* data/accelerators.csv"),
-    ({"models": [SMALL | {"path": "data/demo/models/moral-smal"}]}, "models.0.path: .* Did you mean 'moral-small'?"),
-    ({"models": [SMALL | {"path": "data/demo"}]}, "models.0.path: holds no config.json"),
+    (
+        ALONE | {"models": [SMALL | {"path": "data/demo/models/moral-smal"}]},
+        "models.0.path: .* Did you mean 'moral-small'?",
+    ),
+    (ALONE | {"models": [SMALL | {"path": "data/demo"}]}, "models.0.path: holds no config.json"),
+    ({"annotations": "data/demo"}, "annotations: data/demo is a directory; a file is needed"),
+    ({"judge": "hf/data/raw/nothing.gguf"}, "judge: data/raw/nothing.gguf is not there"),
+    ({"second_judge": "hf/data/demo/models/moral-smal"}, "second_judge: .* Did you mean 'moral-small'?"),
+    ({"flames_scorer": "data/demo"}, "flames_scorer: holds no config.json"),
     ({"judge": "openai/gpt-4o"}, "judge: openai/gpt-4o needs the environment variable OPENAI_API_KEY"),
 ]
 
@@ -163,6 +196,82 @@ def test_what_a_run_lacks_is_said_before_it_starts(tmp_path, monkeypatch, text, 
     load_profile(path)
     with pytest.raises(ParameterError, match=rf"profile.yaml, line \d+: .*{message}|{message}"):
         ready(path)
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """A copy of a demo model, and its profile, whose files a test may damage."""
+    shutil.copytree(PROJECT / "data/demo/models/moral-small", tmp_path / "model")
+    return tmp_path / "model", write(tmp_path, ALONE | {"models": [SMALL | {"path": str(tmp_path / "model")}]})
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 12345\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", b'{"a": ', "config.json is no JSON object"),
+        ("model.safetensors", LFS, "model.safetensors is no whole safetensors file.* `git lfs pull`"),
+        ("model.safetensors", b"", "model.safetensors is no whole safetensors file"),
+    ],
+)
+def test_a_damaged_model_is_said_before_a_run_and_in_its_plan(damaged, name, content, message):
+    directory, path = damaged
+    (directory / name).write_bytes(content)
+    with pytest.raises(ParameterError, match=rf"profile.yaml, line \d+: models.0.path: .*{message}"):
+        ready(path)
+    with pytest.raises(ResourceError, match=message):
+        workload.size(load_profile(path).sources["moral-small"])
+
+
+def test_a_model_cut_short_is_damaged(damaged):
+    directory, path = damaged
+    assert ready(path)
+    whole = (directory / "model.safetensors").read_bytes()
+    (directory / "model.safetensors").write_bytes(whole[:-1])
+    with pytest.raises(ParameterError, match="is no whole safetensors file"):
+        ready(path)
+
+
+def gguf_file(path, blocks):
+    """A GGUF file without tensors."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(blocks)
+    writer.add_embedding_length(8)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+
+
+def test_layers_and_damage_of_a_gguf_model_are_said_before_a_run(tmp_path):
+    file = tmp_path / "model.gguf"
+    gguf_file(file, blocks=3)
+    of_gguf = ALONE | {"models": [{"name": "moral-small", "gguf": str(file)}]}
+    assert ready(write(tmp_path, of_gguf | {"layers": [2]}))
+    with pytest.raises(ParameterError, match="layers: moral-small has 3 layers, 0 to 2"):
+        ready(write(tmp_path, of_gguf | {"layers": [3]}))
+    source = load_profile(write(tmp_path, of_gguf)).sources["moral-small"]
+    file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(ResourceError, match=r"model\.gguf is no whole GGUF file"):
+        workload.size(source)
+    file.write_text("<html>404</html>")
+    with pytest.raises(ParameterError, match=r"models\.0\.gguf: .*model.gguf is no GGUF file"):
+        ready(write(tmp_path, of_gguf))
+
+
+def test_prompts_in_another_encoding_are_said_before_a_run_and_in_its_plan(tmp_path):
+    (tmp_path / "prompts.jsonl").write_bytes('{"prompt": "ü"}\n'.encode("latin-1"))
+    path = write(tmp_path, {"prompts": str(tmp_path / "prompts.jsonl")})
+    with pytest.raises(ParameterError, match=r"prompts: .*prompts.jsonl is not in UTF-8 \(byte 12\)"):
+        ready(path)
+    with pytest.raises(CompanionError, match="is not in UTF-8"):
+        workload.work(load_profile(path))
+
+
+def test_a_part_of_a_run_asks_for_its_own_files_alone(tmp_path):
+    path = write(tmp_path, {"prompts": "data/demo/nothing"})
+    assert ready(path, ("annotations", "models.0")).run == "demo"
 
 
 def test_a_ready_profile_is_ready():

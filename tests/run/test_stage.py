@@ -2,15 +2,25 @@
 
 import dataclasses
 import json
+import multiprocessing
+import os
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from lib.run.files import PROJECT, CompanionError, resolve, sha256_of_file, write_parquet
+from lib.run.files import (
+    PROJECT,
+    CompanionError,
+    resolve,
+    sha256_of_file,
+    write_parquet,
+    write_text_atomically,
+)
 from lib.run.parameters import ActivationsParameters, SAEParameters, VectorsParameters
-from lib.run.provenance import MismatchError, code_hash, modules_used_by, notebook_code, syntax_hash
-from lib.run.stage import MissingStageError, current_part, share
+from lib.run.provenance import MismatchError, code_hash, modules_used_by, notebook_code, sha256_of, syntax_hash
+from lib.run.stage import MissingStageError, current_part, read_manifest, share
 from lib.run.stage import open_stage as open_any
 from lib.run.table import STAGES
 
@@ -118,6 +128,93 @@ def test_what_was_paid_for_stays(parameters, source, monkeypatch):
     assert (again.directory / "replies" / "1").read_text() == "42"
 
 
+def test_what_was_paid_for_stays_where_it_is_whatever_interrupts(parameters, source, monkeypatch):
+    """Power is lost while results are moved aside; what is kept has not moved, and the next one to open the stage goes on."""
+    stage = open_stage(parameters, source)
+    for name in ("numbers.parquet", "others.parquet"):
+        stage.table(name, numbers)
+    stage.finish()
+    (stage.directory / "replies").mkdir()
+    (stage.directory / "replies" / "1").write_text("42")
+    monkeypatch.setitem(STAGES, "activations", dataclasses.replace(STAGES["activations"], kept=("replies",)))
+    moved, rename = [], Path.rename
+
+    def twice(path, target):
+        if len(moved) == 2:
+            raise KeyboardInterrupt
+        moved.append(path.name)
+        return rename(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", twice)
+        with pytest.raises(KeyboardInterrupt):
+            open_stage(changed(parameters, token_budget=1), source)
+    assert moved[0] == "manifest.json"
+    assert (stage.directory / "plan.json").exists()
+    assert (stage.directory / "replies" / "1").read_text() == "42"
+    again = open_stage(changed(parameters, token_budget=1), source)
+    assert sorted(path.name for path in again.directory.iterdir()) == ["plan.json", "replies"]
+    assert len([*(stage.run_dir / ".superseded").rglob("*.parquet")]) == 2
+
+
+@pytest.mark.parametrize("left", ["replies/1", ".plan.json.7f.part"])
+def test_a_stage_that_lost_its_plan_goes_on_with_what_it_keeps(parameters, source, monkeypatch, left):
+    monkeypatch.setitem(STAGES, "activations", dataclasses.replace(STAGES["activations"], kept=("replies",)))
+    file = resolve(parameters.run_dir) / "activations" / "tiny" / left
+    file.parent.mkdir(parents=True)
+    file.write_text("42")
+    assert not open_stage(parameters, source).complete
+    assert file.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b'{"identity": {"par', b"\x00\xff"])
+def test_a_damaged_manifest_or_plan_is_said(parameters, source, content):
+    stage = open_stage(parameters, source)
+    stage.finish()
+    (stage.directory / "manifest.json").write_bytes(content)
+    for read in (read_manifest, sha256_of):
+        with pytest.raises(MismatchError, match=r"manifest.json is damaged .* `make verify PROFILE=\.\.\.`"):
+            read(stage.directory)
+    (stage.directory / "plan.json").write_bytes(content)
+    with pytest.raises(MismatchError, match=r"plan\.json is damaged .* Move them and the plan away"):
+        open_stage(parameters, source)
+
+
+def _hold(parameters, source, opened, done):
+    stage = open_stage(parameters, source)
+    opened.set()
+    done.wait(60)
+    stage.table("numbers.parquet", numbers)
+    stage.finish()
+    opened.set()
+
+
+def test_while_one_process_computes_a_stage_none_moves_it_away(parameters, source):
+    context = multiprocessing.get_context("fork")
+    opened, done = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(parameters, source, opened, done))
+    other.start()
+    assert opened.wait(60)
+    assert not open_stage(parameters, source).complete, "parts of one stage work side by side"
+    with pytest.raises(MismatchError, match=r"token_budget = 64, .* another process computes them now"):
+        open_stage(changed(parameters, token_budget=1), source)
+    done.set()
+    other.join(60)
+    assert other.exitcode == 0
+    assert open_stage(parameters, source).complete
+    assert not open_stage(changed(parameters, token_budget=1), source).complete
+
+
+def test_a_stage_opened_again_with_other_parameters_is_no_longer_the_first_ones(parameters, source):
+    first = open_stage(parameters, source)
+    first.table("numbers.parquet", numbers)
+    open_stage(changed(parameters, token_budget=1), source).table("numbers.parquet", numbers)
+    asked = [lambda: first.table("numbers.parquet", never), lambda: first.folder("weights", never), first.finish]
+    for ask in asked:
+        with pytest.raises(MismatchError, match=r"opened with other parameters since.* notebook 02_activations again"):
+            ask()
+
+
 def test_the_place_of_an_input_is_not_part_of_the_identity(parameters, source, tmp_path):
     open_stage(parameters, source).finish()
     moved = tmp_path / "moved.txt"
@@ -187,6 +284,19 @@ def test_a_stage_that_failed_half_way_leaves_no_part_of_a_folder(parameters, sou
     with pytest.raises(RuntimeError):
         stage.folder("weights", fill)
     assert [path.name for path in stage.directory.iterdir()] == ["plan.json"]
+
+
+def test_paths_start_at_the_project_or_at_home():
+    assert resolve("data") == PROJECT / "data"
+    assert resolve("~/data") == (Path.home() / "data").resolve()
+    assert resolve("/data") == Path("/data")
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    path, seen = tmp_path / "plan.json", []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: seen.append((os.fstat(descriptor).st_size, path.exists())))
+    write_text_atomically(path, "whole")
+    assert seen == [(5, False)]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
