@@ -19,6 +19,7 @@ from lib.run.provenance import MismatchError, identifying_parameters, sha256_of
 from lib.run.stage import open_stage
 from lib.run.table import STAGES
 from lib.run.validation import build
+from lib.vectors import social_chemistry
 from workflow import findings, freshness, report, start, verify
 
 OFFLINE = ["unshare", "--net", "--map-root-user"]
@@ -309,6 +310,14 @@ def test_replaced_weights_of_a_judge_on_this_machine_are_noticed(broken_run, tmp
     assert inputs(local)["judge"] == sha256_of_file(weights)
     scorer.mkdir()
     assert inputs(local)["flames_scorer"] == sha256_of(scorer)
+
+
+def test_annotations_in_a_zip_are_known_by_the_table_that_stage_01_reads(tmp_path, monkeypatch):
+    """Else the hash of the zip would stand against that of the table, and the stage would run every time."""
+    monkeypatch.setattr(social_chemistry, "locate", lambda source, accept: tmp_path / "table.tsv")
+    values = {"annotations": "data/raw/social-chem-101.ZIP", "accept_unverified": False}
+    assert freshness._unpacked(values) == {"annotations": tmp_path / "table.tsv"}
+    assert freshness._unpacked(values | {"annotations": "data/raw/mine.csv"}) == {}
 
 
 def test_a_check_of_the_findings_holds_its_run_and_takes_away_what_is_stale(whole_run, monkeypatch):
