@@ -132,7 +132,7 @@ def a_stage(of: Subject) -> None:
     decoding = asdict(of.decoding)
     del decoding["top_k"]
     parameters = SteeringParameters(
-        run_dir="", model="random", model_source="", revision=None, prompts="", show_content=False,
+        run_dir="", model="random", model_source="", revision=None, prompts="none", show_content=False,
         layers=[of.aligned.intervention.layers[0]], steering_batch=len(PROMPTS), **decoding,
     )  # fmt: skip
     with TemporaryDirectory() as folder:

@@ -257,9 +257,14 @@ def test_after_a_failure_the_others_are_compared_anew_and_nothing_old_is_shown(w
 def test_a_run_that_is_interrupted_is_ended_with_its_jobs(monkeypatch):
     monkeypatch.setattr(start, "SNAKEMAKE", [sys.executable, "-c", "import time; time.sleep(60)"])
     monkeypatch.setattr(start, "GRACE_SECONDS", 0.1)
-    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
-    with pytest.raises(SystemExit) as ended, errors_said():
-        start.snakemake()
+    # SIGINT does not reach the workers of xdist, nor a command in the background.
+    before = signal.signal(signal.SIGTERM, start._interrupt)
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    try:
+        with pytest.raises(SystemExit) as ended, errors_said():
+            start.snakemake()
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert ended.value.code == 130
     assert psutil.Process().children() == []
 
