@@ -97,26 +97,26 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def sentences(table: pd.DataFrame) -> str:
-    """Say what the calibration found, from the numbers of :func:`summary`; intervals are exact binomial ones of 95%."""
-    null = table[table["effect"] == 0]
-    found = null["rate_signal"] @ null["runs"] / null["runs"].sum()
-    worst = null.loc[null["rate_signal"].idxmax()]
-    where = f"{worst['world']} ({worst['decision']}, {worst['rows']:,} rows, width {worst['width']})"
-    highest = f"in the worst world, {where}, in {_rate(worst['rate_signal'], worst['runs'])}"
-    moderate = table[table["effect"] == MODERATE].assign(signals=lambda part: part["rate_signal"] * part["runs"])
-    totals = moderate.groupby(["rows", "decision"])[["signals", "runs"]].sum()
+def sentences(table: pd.DataFrame, runs: pd.DataFrame) -> str:
+    """Say what the calibration found, from the runs and from their :func:`summary`; intervals are exact binomial ones of 95%.
+
+    Worlds of the same size share the random numbers of a seed, and so do the kinds of a run. What is independent, and counted, is
+    a draw: a seed at a number of rows and a width.
+    """
+    null = runs[runs["effect"] == 0].assign(false=lambda part: part["decision"] == SIGNAL)
+    draws = null.groupby(["seed", "rows", "width"])["false"].any()
+    moderate = table[(table["effect"] == MODERATE) & (table["world"] == "effect")]
+    moderate = moderate[moderate["width"] == moderate["width"].min()]
     power = "; ".join(
         f"with {rows:,} rows in "
-        + ", ".join(
-            f"{row.Index[1]} {_rate(row.signals / row.runs, row.runs)} of {row.runs}" for row in part.itertuples()
-        )
-        for rows, part in totals.groupby("rows")
+        + ", ".join(f"{row.decision} {_rate(row.rate_signal, row.runs)}" for row in part.itertuples())
+        + f" of {part['runs'].max()} runs"
+        for rows, part in moderate.groupby("rows")
     )
     return (
-        f"Without effect, confounded worlds among them, the decision was *signal* in {_rate(found, null['runs'].sum())} "
-        f"of {null['runs'].sum():,} decisions, {highest if worst['rate_signal'] else 'in none of the worlds'}. "
-        f"An effect of {MODERATE:g} of the label's variance was found {power} runs. "
+        f"Without effect, confounded worlds among them, {null['false'].sum()} of {len(null):,} decisions were *signal*; one at "
+        f"least was in {_rate(draws.mean(), len(draws))} of {len(draws)} independent draws. "
+        f"An effect of {MODERATE:g} of the label's variance was found {power}. "
         "Intervals of a gain are made to hold for all layers and poolings at once with 95%; that of the first layer held in "
         f"{table['coverage'] @ table['runs'] / table['runs'].sum():.1%} of runs."
     )
@@ -127,7 +127,7 @@ def page() -> str:
     table, runs = pd.read_csv(RESULT), pd.read_csv(RUNS)
     old = "" if set(runs["code"]) == {identity()} else " They were made by an earlier version of this code."
     return (
-        f"![{ALT}](benchmarks/calibration.svg)\n\n{sentences(table)}\n\n"
+        f"![{ALT}](benchmarks/calibration.svg)\n\n{sentences(table, runs)}\n\n"
         f"{len(runs) // len(MEASURES):,} runs of {len(table) // len(MEASURES)} simulated worlds "
         f"([the table](benchmarks/calibration.csv)); `make calibrate` adds more.{old} "
         "Not simulated yet: 16,000 rows, widths above 512, more than 6 layers, and the claims about steering and alignment."
@@ -195,7 +195,7 @@ def main() -> int:
     print(
         f"{len(runs) // len(MEASURES)} runs made, {left} of {asked.runs} a world to go: {short(RUNS)}, {short(RESULT)}"
     )
-    print(sentences(table))
+    print(sentences(table, runs))
     return 0
 
 

@@ -75,24 +75,19 @@ def test_a_calibration_goes_on_with_the_runs_that_are_kept_and_makes_those_of_ot
     assert [seed for world, seed in missing(kept(path, "now"), 9) if world == large] == [0, 4, 8]
 
 
-def test_the_sentences_follow_from_the_table():
-    rows = [("gradient", "effect", 0.0, 1_000, 64, 100, 0.02, 0.5, 0.48, 0.95),
-            ("gradient", "length", 0.0, 1_000, 64, 50, 0.10, 0.4, 0.5, 0.95),
-            ("gradient", "effect", 0.15, 3_000, 64, 10, 0.8, 0.0, 0.2, 0.95)]  # fmt: skip
-    said = sentences(pd.DataFrame(rows, columns=COLUMNS))
-    assert "4.7% (1.9% to 9.4%) of 150 decisions" in said  # binomial test's exact interval of 7 in 150
-    assert "length (gradient, 1,000 rows, width 64), in 10.0%" in said
-    assert "found with 3,000 rows in gradient 80.0% (44.4% to 97.5%) of 10 runs" in said
-    assert "that of the first layer held in 95.0% of runs" in said
-
-
-def test_worlds_of_as_many_rows_are_counted_together_and_no_world_is_called_the_worst_of_none():
-    rows = [("gradient", "effect", 0.0, 1_000, 64, 100, 0.0, 0.5, 0.5, 0.95),
-            ("gradient", "effect", 0.15, 3_000, 64, 30, 0.8, 0.0, 0.2, 0.95),
-            ("gradient", "effect", 0.15, 3_000, 512, 10, 0.4, 0.0, 0.6, 0.95)]  # fmt: skip
-    said = sentences(pd.DataFrame(rows, columns=COLUMNS))
-    assert "of 100 decisions, in none of the worlds." in said
-    assert "with 3,000 rows in gradient 70.0%" in said
+def test_the_sentences_follow_from_the_runs():
+    """Two worlds of one draw and four kinds of a run are one observation; only worlds of other sizes and seeds are more."""
+    null = [World("effect", 0.0, 1_000, 64, 2), World("length", 0.0, 1_000, 64, 2), World("effect", 0.0, 1_000, 512, 2)]
+    strong = World("effect", 0.15, 3_000, 64, 2)
+    runs = pd.concat([decided(world, seed) for world in (*null, strong) for seed in range(10)], ignore_index=True)
+    runs = runs.assign(gain=0.0, ci_low=-0.1, ci_high=0.1, p=0.5)
+    runs.loc[(runs["name"] == "length") & (runs["seed"] == 3), "decision"] = SIGNAL
+    runs.loc[(runs["effect"] > 0) & (runs["kind"] == "gradient") & (runs["seed"] < 8), "decision"] = SIGNAL
+    said = sentences(summary(runs), runs)
+    assert "4 of 120 decisions were *signal*; one at least was in 5.0% (0.1% to 24.9%) of 20 independent draws" in said
+    assert "found with 3,000 rows in" in said
+    assert "gradient 80.0% (44.4% to 97.5%)" in said  # binomial test's exact interval of 8 in 10
+    assert "that of the first layer held in 100.0% of runs" in said
 
 
 def test_the_committed_rates_are_those_of_the_committed_runs():
