@@ -4,6 +4,7 @@ Plotly draws them in the reader's browser. Its script lies in the book, so they 
 """
 
 from collections.abc import Iterator, Mapping
+from itertools import cycle
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +20,7 @@ SCRIPT = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 """What draws, for the book's ``_static``."""
 
 CONFIG = {"displaylogo": False, "responsive": True}
-DASHES = ("solid", "dash", "dot", "dashdot")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
 ARMS = {"published": REPRESENTATIONS["published"]} | NOT_OPPOSED | {"length_removed": REPRESENTATIONS["length_removed"]}
 
@@ -71,8 +72,8 @@ def opposing_cosines(tables: Mapping[str, pd.DataFrame]) -> go.Figure:
 
 def _lines(frame: pd.DataFrame, by: list[str], *, value: str) -> Iterator[go.Scatter]:
     """Draw a line per pair of names ``by``, the first as a colour, the second as a dash; bars are 95% intervals."""
-    colours = dict(zip(frame[by[0]].unique(), COLOURS_OF_LINES.as_hex(), strict=False))
-    dashes = dict(zip(frame[by[1]].unique(), DASHES, strict=False))
+    colours = dict(zip(frame[by[0]].unique(), cycle(COLOURS_OF_LINES.as_hex()), strict=False))
+    dashes = dict(zip(frame[by[1]].unique(), cycle(DASHES), strict=False))
     for (first, second), line in frame.groupby(by, sort=False):
         ends = {"array": line["ci_high"] - line[value], "arrayminus": line[value] - line["ci_low"]}
         yield go.Scatter(
