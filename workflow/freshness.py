@@ -4,7 +4,7 @@ Snakemake runs a job whose notebook is missing from ``runs/<run>/notebooks``, an
 notebooks of stale jobs are taken away before it starts. The stage itself, when it is opened, moves results of another
 identity aside (:func:`lib.run.stage.set_aside`); one whose identity turns out to be the same is only read. Snakemake also
 runs a job whose input is newer than its notebook and too large to be hashed, whatever it is told of dates; so the notebooks
-that stay are dated anew, the first stage's first.
+that stay, and its measurements of their jobs, are dated anew, the first stage first.
 """
 
 import os
@@ -28,7 +28,8 @@ JUDGES = ("judge", "second_judge", "flames_scorer")
 def freshen(profile: Profile) -> list[str]:
     """Take away the notebooks of jobs whose results are gone or of another identity; return what was found, a line each.
 
-    The notebooks that stay are dated now, in the order of the stages, so that none is older than what it was made from.
+    The notebooks that stay, and what was measured of their jobs, are dated now, in the order of the stages, so that none is older
+    than what it was made from.
 
     Raises:
         MismatchError: the manifest of a stage is damaged.
@@ -42,8 +43,10 @@ def freshen(profile: Profile) -> list[str]:
         resolve(executed(profile, stage, model)).unlink(missing_ok=True)
         lines.append(f"{named(stage, model)}: its results were {why}; it runs again")
     for notebook in (resolve(executed(profile, stage, model)) for stage, model in jobs):
-        if notebook.exists():
-            os.utime(notebook)
+        measured = notebook.parent.parent / "benchmarks" / f"{notebook.stem}.tsv"  # an output of the job as well
+        for path in (notebook, measured):
+            if path.exists():
+                os.utime(path)
     return lines
 
 
