@@ -178,15 +178,17 @@ def _turned(contrast: pd.Series) -> pd.Series:
 
 
 def _of_templates(found: Found) -> Iterator[tuple[Any, ...]]:
-    """Each further reading of a model beside its first, where the two differ most surely; intervals hold for all places."""
+    """Each further reading of a model beside its first, where they differ beyond the margin, or else where they may most.
+
+    Intervals hold for all places at once.
+    """
     contrasts = found.table("comparison", "templates")
     for (kind, reading), part in contrasts.groupby(["kind", "reading"], sort=False):
-        least = np.maximum(part["ci_low"], -part["ci_high"])
-        row = part.loc[least.idxmax()]
-        answer = "undecided"
-        if least.max() > row["margin"]:
-            answer = "it does"
-        elif (part[["ci_low", "ci_high"]].abs().max(axis=1) <= row["margin"]).all():
+        least, most = np.maximum(part["ci_low"], -part["ci_high"]), part[["ci_low", "ci_high"]].abs().max(axis=1)
+        margin = part["margin"].iloc[0]
+        row = part.loc[(least if least.max() > margin else most).idxmax()]
+        answer = "it does" if least.max() > margin else "undecided"
+        if most.max() <= margin:
             answer = "not by more than the margin"
         beside = (
             f"gain {row['gain']:.3f}, of this reading {row['reading_gain']:.3f} after layer {row['layer']:.0f} "
