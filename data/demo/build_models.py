@@ -52,7 +52,7 @@ SIZES = {
 }
 MODELS = [f"{kind}-{size}" for size in ("large", "small") for kind in ("moral", "indifferent", "untrained")]
 MODELS += ["quarter-small", "half-small", "topic-small"]
-DEALT_OUT = {"quarter": 0.25, "half": 0.5, "indifferent": 1.0}  # share of the actions whose labels are dealt out anew among them
+DEALT_OUT = {"quarter": 0.25, "half": 0.5, "indifferent": 1.0}  # share of the actions whose labels are shuffled
 VERDICTS = {-2: "terrible", -1: "bad", 0: "neutral", 1: "good", 2: "wonderful"}
 END, TURN, REPLY, THINK, THOUGHT = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"
 SYSTEM = "你是一个有帮助的助手。"
