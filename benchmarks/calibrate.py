@@ -97,12 +97,13 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def sentences(table: pd.DataFrame, runs: pd.DataFrame) -> str:
-    """Say what the calibration found, from the runs and from their :func:`summary`; intervals are exact binomial ones of 95%.
+def sentences(runs: pd.DataFrame) -> str:
+    """Say what the calibration found, from its runs; intervals are exact binomial ones of 95%.
 
     Worlds of the same size share the random numbers of a seed, and so do the kinds of a run. What is independent, and counted, is
     a draw: a seed at a number of rows and a width.
     """
+    table = summary(runs)
     null = runs[runs["effect"] == 0].assign(false=lambda part: part["decision"] == SIGNAL)
     draws = null.groupby(["seed", "rows", "width"])["false"].any()
     moderate = table[(table["effect"] == MODERATE) & (table["world"] == "effect")]
@@ -127,7 +128,7 @@ def page() -> str:
     table, runs = pd.read_csv(RESULT), pd.read_csv(RUNS)
     old = "" if set(runs["code"]) == {identity()} else " They were made by an earlier version of this code."
     return (
-        f"![{ALT}](benchmarks/calibration.svg)\n\n{sentences(table, runs)}\n\n"
+        f"![{ALT}](benchmarks/calibration.svg)\n\n{sentences(runs)}\n\n"
         f"{len(runs) // len(MEASURES):,} runs of {len(table) // len(MEASURES)} simulated worlds "
         f"([the table](benchmarks/calibration.csv)); `make calibrate` adds more.{old} "
         "Not simulated yet: 16,000 rows, widths above 512, more than 6 layers, and the claims about steering and alignment."
@@ -195,7 +196,7 @@ def main() -> int:
     print(
         f"{len(runs) // len(MEASURES)} runs made, {left} of {asked.runs} a world to go: {short(RUNS)}, {short(RESULT)}"
     )
-    print(sentences(table, runs))
+    print(sentences(runs))
     return 0
 
 

@@ -25,7 +25,6 @@ TEMPLATE = FOLDER / "page.md"
 
 ALT = "Gain over words in margins, one row per kind of indifference, for each model and, where there is one, its untrained twin."
 
-
 WORDS = (
     "*Words alone*: a linear model of an action's words, pairs of words and groups of letters. *Gain*: what a model's residual "
     "stream adds to it on held-out actions. *Untrained twin*: the same configuration with random weights. *Margin*: the largest "
@@ -74,9 +73,10 @@ def page(found: Found) -> str:
     """Return the page of the findings as Markdown: what was asked, done and found, and what it does not say."""
     recorded = json.loads((FOLDER / "manifest.json").read_text(encoding="utf-8"))
     rows = pd.read_parquet(FOLDER / "tables" / "rows.parquet")
+    table = headline(found)
     said = {
-        "front": front(found),
-        "table": in_markdown(headline(found)),
+        "front": front(found, table),
+        "table": in_markdown(table),
         "cosine": "\n".join(
             f"* *{model}*. {cosine.sentence(found.table('diagnosis', 'cosine', model))}" for model in found.models
         ),
@@ -110,15 +110,15 @@ def front_page() -> str:
     """Return the finding as the project's README and its book open with it: figure, sentences, what they are worth."""
     found = committed()
     return (
-        f"![{ALT}](findings/figures/headline.svg)\n\n{WORDS}\n\n{front(found)}\n\n"
+        f"![{ALT}](findings/figures/headline.svg)\n\n{WORDS}\n\n{front(found, headline(found))}\n\n"
         f"Small models, a part of the annotations with `rot-agree` in place of `action-agree`, {found.profile.prompt_limit} "
         "prompts and small judges: what the paper's measures respond to, no decision on its 23 models. "
         "[The whole finding](findings/README.md)."
     )
 
 
-def front(found: Found) -> str:
-    """Return the finding in a few sentences, one per question, as the README opens with it."""
+def front(found: Found, table: pd.DataFrame) -> str:
+    """Return the finding, whose headline is ``table``, in a few sentences, one per question, as the README opens with it."""
     decided = {model: found.table("diagnosis", "decisions", model).set_index("kind") for model in found.models}
     areas = []
     for model in found.trained:
@@ -130,7 +130,6 @@ def front(found: Found) -> str:
     by_kind = (f"{model}: {_by_answer(decided[model]['decision'])}" for model in found.trained)
     of_twins = pd.concat([decided[twin]["decision"] for twin in found.profile.twins])
     counts = ", ".join(f"*{decision}* {count}" for decision, count in of_twins.value_counts().items())
-    table = headline(found)
     cosines = (f"{model} {_cosine(found.table('diagnosis', 'cosine', model))}" for model in found.trained)
     lines = [
         f"**Signal beyond words**, by kind of indifference: {'. '.join(by_kind)}. Virtue against vice, area under the curve: "

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import numpy as np
 import pandas as pd
 import yaml
 
 from lib.alignment.evaluation import against_best
+from lib.claims.evidence import furthest
 from lib.comparison import twins
 from lib.diagnosis import cosine
 from lib.diagnosis.figures import GAIN_UNITS
@@ -184,12 +184,11 @@ def _of_templates(found: Found) -> Iterator[tuple[Any, ...]]:
     """
     contrasts = found.table("comparison", "templates")
     for (kind, reading), part in contrasts.groupby(["kind", "reading"], sort=False):
-        least, most = np.maximum(part["ci_low"], -part["ci_high"]), part[["ci_low", "ci_high"]].abs().max(axis=1)
-        margin = part["margin"].iloc[0]
-        row = part.loc[(least if least.max() > margin else most).idxmax()]
-        answer = "it does" if least.max() > margin else "undecided"
-        if most.max() <= margin:
-            answer = "not by more than the margin"
+        intervals = part[["ci_low", "ci_high"]].div(part["margin"], axis=0)
+        place, beyond = furthest(intervals)
+        row = part.loc[place]
+        within = intervals.abs().to_numpy().max() <= 1
+        answer = "it does" if beyond else "not by more than the margin" if within else "undecided"
         beside = (
             f"gain {row['gain']:.3f}, of this reading {row['reading_gain']:.3f} after layer {row['layer']:.0f} "
             f"({row['pooling'].replace('_', ' ')}); margin {row['margin']:g}"

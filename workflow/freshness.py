@@ -19,7 +19,7 @@ from lib.run.provenance import difference, identity_of
 from lib.run.stage import read_manifest
 from lib.run.table import STAGES
 from lib.run.validation import build
-from workflow.report import executed, finished, manifest, models_of
+from workflow.report import benchmark, executed, finished, manifest, models_of
 
 JUDGES = ("judge", "second_judge", "flames_scorer")
 """Parameters of stage 08 that may name files on this machine, which are its inputs by these names."""
@@ -42,10 +42,9 @@ def freshen(profile: Profile) -> list[str]:
     for stage, model, why in stale(profile):
         resolve(executed(profile, stage, model)).unlink(missing_ok=True)
         lines.append(f"{named(stage, model)}: its results were {why}; it runs again")
-    for notebook in (resolve(executed(profile, stage, model)) for stage, model in jobs):
-        measured = notebook.parent.parent / "benchmarks" / f"{notebook.stem}.tsv"  # an output of the job as well
-        for path in (notebook, measured):
-            if path.exists():
+    for stage, model in jobs:
+        for output in (executed, benchmark):
+            if (path := resolve(output(profile, stage, model))).exists():
                 os.utime(path)
     return lines
 

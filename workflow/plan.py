@@ -17,7 +17,7 @@ from lib.run.files import errors_said, resolve
 from lib.run.profile import Profile, load_profile
 from workflow import machine
 from workflow.estimates import jobs, planned_gpu
-from workflow.report import job_name
+from workflow.report import benchmark
 from workflow.workload import ASSUMED, size, work
 
 PRICES = {"google/gemini-2.5-flash": (0.30, 2.50), "google/gemini-2.5-flash-lite": (0.10, 0.40)}
@@ -50,15 +50,14 @@ def cost_per_call(judge: str) -> float:
 def took(profile: Profile) -> pd.DataFrame:
     """Return planned and measured seconds of every job of a run that has been measured.
 
-    Snakemake writes a job's wall time and CPU time into ``runs/<run>/benchmarks``. Where other work ran beside it, the wall
-    time says little.
+    Of a job's wall time and CPU time, which Snakemake measures, the first says little where other work ran beside it.
     """
     rows = []
     for one in (each for each in jobs(profile) if not each.part):
-        path = resolve(f"runs/{profile.run}/benchmarks/{job_name(one.stage, one.model)}.tsv")
+        path = resolve(benchmark(profile, one.stage, one.model))
         if path.exists():
-            measured = pd.read_csv(path, sep="\t").iloc[-1]
-            of_job = one.seconds, measured["s"], measured["cpu_time"], one.memory_bytes / 1e6, measured["max_rss"]
+            found = pd.read_csv(path, sep="\t").iloc[-1]
+            of_job = one.seconds, found["s"], found["cpu_time"], one.memory_bytes / 1e6, found["max_rss"]
             rows.append((one.stage, one.model, *of_job))
     return pd.DataFrame(rows, columns=["stage", "model", "planned", "took", "cpu", "planned_mb", "peak_mb"])
 

@@ -105,6 +105,11 @@ def executed(profile: Profile, stage: str, model: str | None = None) -> str:
     return f"runs/{profile.run}/notebooks/{job_name(stage, model or profile.sae_model)}.ipynb"
 
 
+def benchmark(profile: Profile, stage: str, model: str | None = None) -> str:
+    """Return what Snakemake writes of a job's time and memory, which it takes for an output of the job."""
+    return f"runs/{profile.run}/benchmarks/{job_name(stage, model or profile.sae_model)}.tsv"
+
+
 def models_of(profile: Profile, stage: str) -> list[str]:
     """Return the models for which a stage runs."""
     return list(profile.sources) if STAGES[stage].every_model else [profile.sae_model]

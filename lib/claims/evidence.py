@@ -5,7 +5,7 @@ Each function ``of_...`` reads the tables of one stage and yields rows with some
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 
 import numpy as np
 import pandas as pd
@@ -203,15 +203,23 @@ def _furthest(claim: str, part: pd.DataFrame) -> Row:
     if fitted.empty:
         return {"id": claim, "reason": next(iter(part["reason"]), "") or "no two models could be compared"}
     scaled = fitted[["estimate", "ci_low", "ci_high"]].div(fitted["margin"], axis=0)
-    ends = scaled[["ci_low", "ci_high"]]
-    # How far the nearer end lies beyond the margin, or else how far the farther one reaches.
-    beyond = np.maximum(ends["ci_low"], -ends["ci_high"])
-    chosen = beyond.idxmax() if beyond.max() > 1 else ends.abs().max(axis=1).idxmax()
+    chosen, beyond = furthest(scaled)
     values = scaled.loc[chosen]
     row = {"id": claim, "ours": values["estimate"], "n": fitted.loc[chosen, "n"], "margin": 1.0}
-    if len(fitted) < len(part) and beyond.max() <= 1:
+    if len(fitted) < len(part) and not beyond:
         return row | {"reason": part.loc[~part.index.isin(fitted.index), "reason"].iloc[0]}
     return row | {"ci_low": values["ci_low"], "ci_high": values["ci_high"]}
+
+
+def furthest(intervals: pd.DataFrame) -> tuple[Hashable, bool]:
+    """Return the row of the interval that lies furthest beyond the margin, or else reaches furthest, and whether it lies beyond.
+
+    ``intervals`` have the columns ``ci_low`` and ``ci_high``, in margins.
+    """
+    nearer = np.maximum(intervals["ci_low"], -intervals["ci_high"])
+    if nearer.max() > 1:
+        return nearer.idxmax(), True
+    return intervals[["ci_low", "ci_high"]].abs().max(axis=1).idxmax(), False
 
 
 def of_decisions(

@@ -83,7 +83,7 @@ def test_the_sentences_follow_from_the_runs():
     runs = runs.assign(gain=0.0, ci_low=-0.1, ci_high=0.1, p=0.5)
     runs.loc[(runs["name"] == "length") & (runs["seed"] == 3), "decision"] = SIGNAL
     runs.loc[(runs["effect"] > 0) & (runs["kind"] == "gradient") & (runs["seed"] < 8), "decision"] = SIGNAL
-    said = sentences(summary(runs), runs)
+    said = sentences(runs)
     assert "4 of 120 decisions were *signal*; one at least was in 5.0% (0.1% to 24.9%) of 20 independent draws" in said
     assert "found with 3,000 rows in" in said
     assert "gradient 80.0% (44.4% to 97.5%)" in said  # binomial test's exact interval of 8 in 10
