@@ -42,8 +42,8 @@ class World(NamedTuple):
 WORLDS = [
     *(World("effect", effect, rows, 64, 2) for rows in (1_000, 3_000) for effect in (0.0, 0.05, 0.15, 0.4)),
     *(World(confound, 0.0, 1_000, 64, 2) for confound in ("words", "length", "topic")),
-    *(World("effect", effect, 1_000, 512, 2) for effect in (0.0, 0.15)),
-    *(World("effect", effect, 1_000, 64, 6) for effect in (0.0, 0.15)),
+    *(World("effect", effect, 1_000, width, 2) for width in (512, 2_048) for effect in (0.0, 0.15)),
+    *(World("effect", effect, 1_000, 64, layers) for layers in (6, 36) for effect in (0.0, 0.15)),
 ]
 
 

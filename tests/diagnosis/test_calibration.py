@@ -71,8 +71,8 @@ def test_a_calibration_goes_on_with_the_runs_that_are_kept_and_makes_those_of_ot
     assert (WORLDS[0], 0) not in todo
     assert (WORLDS[1], 0) in todo
     assert (WORLDS[0], 1) in todo
-    large = next(world for world in WORLDS if world.rows >= calibrate.LARGE)
-    assert [seed for world, seed in missing(kept(path, "now"), 9) if world == large] == [0, 4, 8]
+    long = next(world for world in WORLDS if calibrate.takes_long(world))
+    assert [seed for world, seed in missing(kept(path, "now"), 9) if world == long] == [0, 4, 8]
 
 
 def test_the_sentences_follow_from_the_runs():
