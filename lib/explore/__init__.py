@@ -2,7 +2,7 @@
 
 Beside the similarities stand those of the model's untrained twin and of the words alone. Everything is read from a finished run;
 only what the typed action needs is computed. ``explore.page("profiles/demo.yaml")`` shows the page in a notebook: plain HTML and
-SVG instead of drawn figures, so that an answer comes within a second.
+SVG (:mod:`lib.explore.rendering`) instead of drawn figures, so that an answer comes within a second.
 """
 
 import contextlib
@@ -26,10 +26,12 @@ from lib.comparison.twins import twin_of
 from lib.diagnosis.categorical import prototypes
 from lib.diagnosis.controls import words_only
 from lib.diagnosis.layers import with_labels
-from lib.paper import CATEGORIES, COLOURS, POOLINGS, TEMPLATE
+from lib.explore.rendering import View, render, render_answers
+from lib.paper import CATEGORIES, POOLINGS, TEMPLATE
 from lib.run.files import CompanionError, resolve
 from lib.run.profile import Profile, load_profile
 from lib.sae import files
+from lib.sae.rows import folder_of
 from lib.sae.tokens import pooled_latents
 from lib.steering.generation import Decoding, answer_batch, layer_devices
 from lib.steering.interventions import Intervention
@@ -43,26 +45,6 @@ DECODING = Decoding(max_new_tokens=16, temperature=0.0, top_p=1.0, repetition_pe
 
 class ExplorerError(CompanionError):
     """The page was asked for something that this run does not have."""
-
-
-class View(NamedTuple):
-    """What a model holds of one action.
-
-    Attributes:
-        similarities: cosine of the centred action to the ten prototypes, [10]; nan where a category has no prototype.
-        words: the same of the words without a model: each a fixed random vector, averaged.
-        human: mean moral vector of the nearest annotated actions, [10], 0 to 1.
-        nearest: those actions: ``id``, ``action``, ``cosine``.
-        path: the ten similarities at every layer, [layer, 10].
-        latents: the most active latents: ``latent, activation, category`` (of its largest correlation), ``correlation``.
-    """
-
-    similarities: np.ndarray
-    words: np.ndarray
-    human: np.ndarray
-    nearest: pd.DataFrame
-    path: np.ndarray
-    latents: pd.DataFrame
 
 
 class Reference(NamedTuple):
@@ -154,13 +136,15 @@ class Explorer:
 
     @torch.no_grad()
     def _latents(self, action: str, stream: np.ndarray, *, layer: int, pooling: str) -> pd.DataFrame:
-        folder, columns = self.sae / f"layer_{layer:02d}", ["latent", "activation", "category", "correlation"]
+        columns = ["latent", "activation", "category", "correlation"]
+        folder = self.sae / folder_of(layer)
         about = files.metadata(folder / "pretrained") if (folder / "pretrained").exists() else {}
         if about.get("pooling") != pooling:
             return pd.DataFrame(columns=columns)
-        sae, where = files.load(folder / "pretrained"), {"layer": layer, "pooling": pooling, "template": self.template}
+        sae = files.load(folder / "pretrained")
         if about.get("kind") == files.TOKENS:
-            activations = pooled_latents(self.model, [action], sae=sae, **where)[0].toarray()[0]
+            read = {"sae": sae, "layer": layer, "pooling": pooling, "template": self.template}
+            activations = pooled_latents(self.model, [action], **read)[0].toarray()[0]
         else:
             activations = sae.encode(torch.from_numpy(stream)).numpy()
         table = pd.read_parquet(folder / "features.parquet").assign(activation=lambda t: activations[t["latent"]])
@@ -193,7 +177,8 @@ def open_explorer(profile: Profile, model: str) -> Explorer:
 
 def reference_of(x: np.ndarray, subset: pd.DataFrame) -> Reference:
     """Return the mean of representations [rows, width] of the diagnosis subset, and prototypes of its centred typical rows."""
-    centre, typical = x.mean(axis=0), subset["is_prototype"].to_numpy(bool)
+    centre = x.mean(axis=0)
+    typical = subset["is_prototype"].to_numpy(bool)
     categories = subset.loc[typical, "category"].to_numpy(object)
     return Reference(centre, prototypes(x[typical] - centre, categories, minimum=1)[0])
 
@@ -219,8 +204,8 @@ def page(profile: str, show_content: bool = False) -> widgets.Widget:
     pooling = widgets.Dropdown(options=POOLINGS, value=loaded.pooling, description="pooling")
     texts = widgets.Checkbox(show_content, description="show the texts of annotated actions", indent=False)
     steered = widgets.Checkbox(description="answer, with and without steering", indent=False)
-    button, result = widgets.Button(description="Look", button_style="primary"), widgets.HTML()
-    waiting = widgets.HBox()
+    button = widgets.Button(description="Look", button_style="primary")
+    waiting, result = widgets.HBox(), widgets.HTML()
 
     def progress(layers: Iterable[int]) -> Iterator[int]:
         bar = tqdm(layers, desc="prototypes", unit="layer", display=False)
@@ -229,16 +214,17 @@ def page(profile: str, show_content: bool = False) -> widgets.Widget:
         waiting.children = []
 
     def look(_: Any) -> None:
-        started, shown = time.perf_counter(), ""
+        started = time.perf_counter()
+        where = {"layer": layer.value, "pooling": pooling.value}
+        shown = ""
         try:
-            where = {"layer": layer.value, "pooling": pooling.value}
-            asked, twin = explorer(model.value), twin_of(model.value, loaded.twins)
+            asked = explorer(model.value)
             view = asked.look(action.value, progress=progress, **where)
+            twin = twin_of(model.value, loaded.twins)
             of_twin = explorer(twin).similarities(action.value, **where) if twin else None
             shown = render(view, layer=layer.value, show_content=texts.value, twin=of_twin)
             if steered.value:
-                answers = pd.Series(asked.answers(action.value, layer=layer.value, steered=True)).replace("", "(empty)")
-                shown += "<h4>Answer</h4>" + _table("answers", answers.reset_index(), header=False)
+                shown += render_answers(asked.answers(action.value, layer=layer.value, steered=True))
         except CompanionError as error:
             shown += f'<p class="message">{html.escape(str(error))}</p>'
         result.value = f"{shown}<p><small>{time.perf_counter() - started:.2f} s</small></p>"
@@ -256,65 +242,3 @@ def page(profile: str, show_content: bool = False) -> widgets.Widget:
     rows = ([model, layer, pooling], [texts, steered, button])
     boxes = [widgets.HBox(row, layout=widgets.Layout(flex_flow="row wrap")) for row in rows]
     return widgets.VBox([action, *boxes, waiting, result])
-
-
-def render(view: View, *, layer: int, show_content: bool, twin: np.ndarray | None = None) -> str:
-    """Write what a model holds of one action as HTML: bars, path (with ``layer`` marked), neighbours and latents.
-
-    ``twin`` holds the similarities of the model's untrained twin, [10], if the run has one.
-    """
-    columns = {
-        "model: cosine to the prototype": view.similarities,
-        "its untrained twin": twin,
-        "words alone": view.words,
-        "annotators: nearest annotated actions": view.human,
-    }
-    bars = {"": CATEGORIES} | {
-        name: map(_bar, values, COLOURS.values()) for name, values in columns.items() if values is not None
-    }
-    near = view.nearest.rename(columns={"action": "text"})[["id", "cosine", "text"]]
-    largest = view.latents["category"] + view.latents["correlation"].map(" ({:+.2f})".format)
-    latents = view.latents[["latent", "activation"]].assign(**{"largest correlation": largest})
-    none = "<p>This layer and pooling have no autoencoder in this run.</p>"
-    sections = {
-        "Path through the layers": _path(view.path, layer),
-        "Nearest annotated actions": _table("nearest", near if show_content else near.assign(text="hidden")),
-        "Latents it activates": _table("latents", latents) if len(latents) else none,
-    }
-    shown = "".join(f"<h4>{title}</h4>{section}" for title, section in sections.items())
-    return _table("similarities", pd.DataFrame(bars), escape=False) + shown
-
-
-def _table(name: str, frame: pd.DataFrame, **options: Any) -> str:
-    with pd.option_context("display.max_colwidth", None):
-        return frame.to_html(
-            classes=name, index=False, border=0, justify="center", float_format="{:.2f}".format, **options
-        )
-
-
-def _bar(value: float, colour: str) -> str:
-    if np.isnan(value):
-        return "no prototype"
-    left, width = 60 + min(value, 0) * 60, abs(value) * 60
-    return (
-        f'<svg width="120" height="12" role="img" aria-label="{value:.2f}"><rect x="{left:.1f}" y="1" '
-        f'width="{width:.1f}" height="10" fill="{colour}"/><path d="M60 0V12" stroke="currentColor"/></svg> {value:.2f}'
-    )
-
-
-def _path(path: np.ndarray, chosen: int) -> str:
-    """Draw the ten similarities over layers, one line per category; the dashed line is the chosen layer."""
-    step, lines = 320 / max(len(path) - 1, 1), ""
-    for index, name in enumerate(CATEGORIES):
-        heights = ((layer, value) for layer, value in enumerate(path[:, index]) if not np.isnan(value))
-        points = " ".join(f"{20 + layer * step:.1f},{70 - 60 * value:.1f}" for layer, value in heights)
-        dash = ' stroke-dasharray="5 3"' if index % 2 else ""
-        lines += f'<polyline points="{points}" fill="none" stroke="{COLOURS[name]}" stroke-width="2"{dash}/>'
-    in_words = ", ".join(f"{name} {value:.2f}" for name, value in zip(CATEGORIES, path[-1], strict=True))
-    return (
-        f'<svg class="path" width="360" height="140" role="img" aria-label="Similarities in the last layer: {in_words}">'
-        '<path d="M20 70H340" stroke="currentColor" stroke-opacity=".4"/>'
-        f'<path d="M{20 + chosen * step:.1f} 5V135" stroke="currentColor" stroke-dasharray="2 3"/>{lines}</svg>'
-        "<p><small>Layers 0 to the last from left to right, cosine from -1 to 1; whole lines virtues, broken lines vices, in "
-        "the colours above.</small></p>"
-    )
