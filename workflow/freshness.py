@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from lib.run.files import resolve
+from lib.run.judge_names import weights_of
 from lib.run.profile import Profile
 from lib.run.provenance import difference, identity_of
 from lib.run.stage import read_manifest
 from lib.run.table import STAGES
 from lib.run.validation import build
-from workflow.report import benchmark, executed, finished, manifest, models_of
-
-JUDGES = ("judge", "second_judge", "flames_scorer")
-"""Parameters of stage 08 that may name files on this machine, which are its inputs by these names."""
+from workflow.report import benchmark, executed, finished, jobs, manifest
 
 
 def freshen(profile: Profile) -> list[str]:
@@ -35,14 +33,13 @@ def freshen(profile: Profile) -> list[str]:
         MismatchError: the manifest of a stage is damaged.
     """
     lines = []
-    jobs = [(stage, model) for stage in STAGES for model in models_of(profile, stage)]
-    for stage, model in jobs:
+    for stage, model in jobs(profile):
         if not finished(profile, stage, model):
             resolve(executed(profile, stage, model)).unlink(missing_ok=True)
     for stage, model, why in stale(profile):
         resolve(executed(profile, stage, model)).unlink(missing_ok=True)
         lines.append(f"{named(stage, model)}: its results were {why}; it runs again")
-    for stage, model in jobs:
+    for stage, model in jobs(profile):
         for output in (executed, benchmark):
             if (path := resolve(output(profile, stage, model))).exists():
                 os.utime(path)
@@ -61,13 +58,12 @@ def stale(profile: Profile) -> Iterator[tuple[str, str, str]]:
     inputs that are there.
     """
     facts = cache(partial(_facts, profile))  # two stages open a model, whose weights are hashed whole
-    for stage in STAGES:
-        for model in models_of(profile, stage):
-            if finished(profile, stage, model):
-                recorded = read_manifest(resolve(manifest(profile, stage, model)).parent)["identity"]
-                known = facts(model) if recorded["facts"] else {}
-                if why := difference(recorded, _asked(profile, stage, model=model, recorded=recorded, facts=known)):
-                    yield stage, model, why
+    for stage, model in jobs(profile):
+        if finished(profile, stage, model):
+            recorded = read_manifest(resolve(manifest(profile, stage, model)).parent)["identity"]
+            known = facts(model) if recorded["facts"] else {}
+            if why := difference(recorded, _asked(profile, stage, model=model, recorded=recorded, facts=known)):
+                yield stage, model, why
 
 
 def _asked(
@@ -76,35 +72,18 @@ def _asked(
     """The identity that the stage would have now; inputs that are not there, and what only a hub knows, as recorded."""
     specification = STAGES[stage]
     values = profile.stage_parameters(stage, model)
+    parameters = build(specification.parameters, values, f"the profile for {stage}")
     paths = {name: resolve(path) for name, path in specification.input_paths(values).items()}
-    there = {
-        name: path
-        for name, path in paths.items()
-        if (path.is_dir() if name in specification.optional else path.exists())
-    }
+    optional = specification.optional
+    there = {name: path for name, path in paths.items() if (path.is_dir() if name in optional else path.exists())}
     if stage == "judging":
-        there |= _weights(values, recorded["inputs"])
+        there |= weights_of(parameters)
     if stage == "vectors" and "annotations" in there:
         there |= _unpacked(values)
-    asked = identity_of(
-        specification.notebook,
-        build(specification.parameters, values, f"the profile for {stage}"),
-        there,
-        facts,
-    )
+    asked = identity_of(specification.notebook, parameters, there, facts)
     asked["inputs"] = recorded["inputs"] | asked["inputs"]
     asked["facts"] = asked["facts"] or recorded["facts"]
     return asked
-
-
-def _weights(values: Mapping[str, Any], recorded: Mapping[str, str]) -> dict[str, Path]:
-    """Files of judges on this machine; asked for only where the record or the parameters name some."""
-    judges = {name: values[name] for name in JUDGES if values[name]}
-    if not any(name in recorded or resolve(judge.removeprefix("hf/")).exists() for name, judge in judges.items()):
-        return {}
-    from lib.judging.judges import weights_of  # loads Inspect, which most runs of this do not need
-
-    return weights_of(**judges)
 
 
 def _unpacked(values: Mapping[str, Any]) -> dict[str, Path]:

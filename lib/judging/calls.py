@@ -8,7 +8,6 @@ session and in all before it. Inspect's own logs lie beside it, to be read with 
 import json
 import math
 import re
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -37,18 +36,11 @@ class Verdict(NamedTuple):
     said: str | None = None
 
 
-@dataclass(frozen=True)
-class Budget:
-    """The most that one judge may be asked in a run, however often the run is begun again."""
-
-    calls: float = math.inf
-    tokens: float = math.inf
-
-
 class Calls:
     """The record of one judge's calls, open while it is asked; one process at a time.
 
-    A call is admitted if it, all calls in flight and all that was ever spent stay within the budget. A call in flight counts
+    The budget is what one judge may be asked at most in a run, however often the run is begun again. A call is admitted if it,
+    all calls in flight and all that was ever spent stay within the budget. A call in flight counts
     as its estimate, :func:`cost_of`; so does one that a kill cut off, because it may have been paid for.
 
     Attributes:
@@ -59,8 +51,9 @@ class Calls:
         error: the last call's that failed.
     """
 
-    def __init__(self, folder: Path, budget: Budget | None = None) -> None:
-        self.path, self.budget = folder / "calls.jsonl", budget or Budget()
+    def __init__(self, folder: Path, *, max_calls: int | None = None, max_tokens: int | None = None) -> None:
+        self.path = folder / "calls.jsonl"
+        self.max_calls, self.max_tokens = max_calls or math.inf, max_tokens or math.inf
         self.calls = self.tokens = self.reserved = self.refused = 0
         self.verdicts: dict[str, Verdict] = {}
         self.error = ""
@@ -93,7 +86,7 @@ class Calls:
     def admit(self, key: str, request: str) -> bool:
         """Say whether the question may be asked, and reserve its cost."""
         cost = cost_of(request)
-        if self.calls >= self.budget.calls or self.tokens + self.reserved + cost > self.budget.tokens:
+        if self.calls >= self.max_calls or self.tokens + self.reserved + cost > self.max_tokens:
             self.refused += 1
             return False
         self._write({"key": key, "reserved": cost})
@@ -111,9 +104,10 @@ class Calls:
         Raises:
             JudgingError: says what is needed and which parameter to raise.
         """
-        needed = {"calls": (pending, self.calls), "tokens": (tokens, self.tokens + self.reserved)}
-        for name, limit in asdict(self.budget).items():
-            more, spent = needed[name]
+        for name, more, spent, limit in (
+            ("calls", pending, self.calls, self.max_calls),
+            ("tokens", tokens, self.tokens + self.reserved, self.max_tokens),
+        ):
             if more and more + spent > limit:
                 before = f" after {spent:,} in earlier sessions" if spent else ""
                 raise JudgingError(

@@ -109,5 +109,5 @@ def _name_rows(ax: Axes, rows: pd.DataFrame) -> None:
 
 def _labelled(text: str, frame: pd.DataFrame) -> str:
     standing, usable = frame[["standing", "usable"]].iloc[0]
-    said = STANDINGS.get(standing, f" ({standing})")
-    return text + said + ("" if usable or standing == "plumbing" else "\n(not usable: the judge failed its own test)")
+    unusable = "" if usable or standing == "plumbing" else "\n(not usable: the judge failed its own test)"
+    return text + STANDINGS[standing] + unusable

@@ -9,13 +9,13 @@ as they should be, and say nothing about any model.
 
 import os
 import re
-from pathlib import Path
 
 from inspect_ai.model import ChatMessage, GenerateConfig, Model, ModelAPI, ModelOutput, get_model, modelapi
 from inspect_ai.tool import ToolChoice, ToolInfo
 
 from lib.judging.rubrics import RUBRICS, section
-from lib.run.files import CompanionError, resolve
+from lib.run.files import CompanionError
+from lib.run.judge_names import OFFLINE, local_source
 from lib.run.keys import DType
 from lib.run.provenance import sha256_of_json
 
@@ -89,7 +89,7 @@ class OfflineJudge(ModelAPI):
         self, input: list[ChatMessage], tools: list[ToolInfo], tool_choice: ToolChoice, config: GenerateConfig
     ) -> ModelOutput:
         """Apply the rule to the last message."""
-        name = re.fullmatch(r"rule(?:-(\d+))?", self.model_name)
+        name = re.fullmatch(OFFLINE, f"offline/{self.model_name}")
         if not name:
             raise JudgingError(f"unknown judge offline/{self.model_name}; known: offline/rule and offline/rule-N")
         reply = rule_verdict(input[-1].text, int(name[1] or RULE_CHARACTERS))
@@ -100,31 +100,16 @@ def model_of(judge: str | Model, *, thinks: bool = False, dtype: DType | None = 
     """Return the judge as Inspect knows it: ``offline`` is ``offline/rule``, ``hf/`` a model on this machine, in ``dtype``."""
     if judge == "offline":
         return "offline/rule"
-    if (source := local_source(judge)) is None:
+    if (source := local_source(str(judge))) is None:
         return judge
     from lib.judging import local  # only here is a model's weight needed
 
     return get_model(f"{local.PROVIDER}/{source}", thinks=thinks, dtype=dtype)
 
 
-def local_source(judge: str | Model | None) -> str | None:
-    """Return the directory, GGUF file or hub id of a judge on this machine, ``hf/...`` or a GGUF file; None of any other."""
-    name = str(judge)
-    return name.removeprefix("hf/") if name.startswith("hf/") or name.endswith(".gguf") else None
-
-
-def weights_of(
-    *, judge: str | None = None, second_judge: str | None = None, flames_scorer: str | None = None
-) -> dict[str, Path]:
-    """Return what of the judges and of the scorer lies on this machine, by the parameters' names: it decides the results too."""
-    local = {"judge": local_source(judge), "second_judge": local_source(second_judge), "flames_scorer": flames_scorer}
-    places = {name: resolve(Path(source).expanduser()) for name, source in local.items() if source}
-    return {name: place for name, place in places.items() if place.exists()}
-
-
 def version_of(judge: str | Model) -> str | None:
     """Return a hash of the files, or of the hub's commit, of a judge on this machine; None of any other."""
-    if (source := local_source(judge)) is None:
+    if (source := local_source(str(judge))) is None:
         return None
     from lib.activations.sources import fingerprint  # only of such a judge are there files
 
@@ -139,7 +124,7 @@ def config_of(judge: str | Model, *, max_tokens: int, thinks: bool) -> GenerateC
 
 def is_deterministic(judge: str | Model) -> bool:
     """Say whether a judge says the same again, so that asking again is no use: the rule, and models that decode greedily."""
-    return str(judge).startswith("offline") or local_source(judge) is not None
+    return str(judge).startswith("offline") or local_source(str(judge)) is not None
 
 
 def describe(judge: str | Model) -> dict[str, str]:

@@ -5,7 +5,6 @@ orders and once more. One that stays below the stated bounds is *not usable*: it
 """
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,41 +13,28 @@ from statsmodels.stats.proportion import proportion_confint
 from lib.judging.judges import describe
 from lib.judging.sessions import Session, read_verdicts
 from lib.judging.win_rates import Row, biases
-from lib.run.parameters import JudgingParameters
+from lib.run.parameters import JudgingKeys
 from lib.stats import cluster_weights, interval
 
 
-class Bounds(NamedTuple):
-    """What a judge must reach to be usable."""
-
-    min_gold_agreement: float = 0.75
-    max_position_bias: float = 0.3
-    min_retest_agreement: float = 0.8
-
-
-def judge_judges(planned: Mapping[str, Session], parameters: JudgingParameters) -> pd.DataFrame:
+def judge_judges(planned: Mapping[str, Session], parameters: JudgingKeys) -> pd.DataFrame:
     """Judge all judges of a run, see :func:`judged`; ``role`` says which is the first."""
-    bounds = Bounds(parameters.min_gold_agreement, parameters.max_position_bias, parameters.min_retest_agreement)
-    bootstrap = {"draws": parameters.bootstrap_draws, "seed": parameters.seed}
     tables = []
     for role, session in planned.items():
         gold, again = (read_verdicts(session, series=series) for series in ("gold", "gold again"))
         about = {"role": role} | describe(session.judge)
-        tables.append(judged(gold, again, about=about, bounds=bounds, **bootstrap))
+        tables.append(judged(gold, again, about=about, parameters=parameters))
     return pd.concat(tables, ignore_index=True)
 
 
-def judged(
-    gold: pd.DataFrame, again: pd.DataFrame, *, about: dict[str, str], bounds: Bounds, draws: int = 200, seed: int = 0
-) -> pd.DataFrame:
+def judged(gold: pd.DataFrame, again: pd.DataFrame, *, about: dict[str, str], parameters: JudgingKeys) -> pd.DataFrame:
     """Judge a judge by its verdicts on pairs with a known better answer.
 
     Args:
         gold: verdicts of :func:`lib.judging.questions.gold_questions` in both orders; the arm is the better answer.
         again: verdicts on the same pairs in the first order, asked once more.
         about: columns that say which judge it is.
-        bounds: what it must reach.
-        draws, seed: of the bootstrap over pairs.
+        parameters: what it must reach to be usable, and draws and seed of the bootstrap over pairs.
 
     Returns:
         One row per metric: ``about``, ``metric, value, ci_low, ci_high, n, bound, within`` and ``usable``, whether all metrics
@@ -58,11 +44,11 @@ def judged(
         Wilson's interval; those of the others are the bootstrap's. ``verdicts``: share of questions with a verdict.
         ``length_bias``: as in :func:`lib.judging.win_rates.summarise`. The last two have no bound.
     """
-    rows = list(_measured(gold, again, draws, seed))
+    rows = list(_measured(gold, again, parameters.bootstrap_draws, parameters.seed))
     limits = {
-        "gold_agreement": (bounds.min_gold_agreement, 1),
-        "retest_agreement": (bounds.min_retest_agreement, 1),
-        "position_bias": (bounds.max_position_bias, -1),
+        "gold_agreement": (parameters.min_gold_agreement, 1),
+        "retest_agreement": (parameters.min_retest_agreement, 1),
+        "position_bias": (parameters.max_position_bias, -1),
     }
     for row in rows:
         bound, sign = limits.get(row["metric"], (np.nan, 0))

@@ -6,10 +6,8 @@ one asked for has not given a verdict: it is asked again, and what stays without
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from math import inf
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import inspect_ai
 import pandas as pd
@@ -21,35 +19,17 @@ from tqdm.auto import tqdm
 
 from lib.judging import calls as record
 from lib.judging import judges
-from lib.judging.calls import Budget, Calls, Verdict
+from lib.judging.calls import REPLY_TOKENS, Calls, Verdict, tokens_of
 from lib.judging.judges import JudgingError
 from lib.judging.questions import SHOWN, gold_questions, levels_of, questions_about, text_of
 from lib.judging.win_rates import ORDERS
 from lib.run.files import short
-from lib.run.keys import DType
-from lib.run.parameters import JudgingParameters
+from lib.run.parameters import JudgingKeys
 from lib.steering.answers import read_answers
 from lib.steering.prompts import choose
 
 CHUNK = 2000
 """Questions of one rubric that make a log of Inspect's, so that memory does not grow with the number of questions."""
-
-
-@dataclass(frozen=True)
-class Asking:
-    """How a judge is asked: language of the rubrics, budget, and what is done where no verdict comes.
-
-    A question without a verdict is asked up to ``retries`` times more, and judging does not end while a larger share than
-    ``max_failed_share`` of all questions has none.
-    """
-
-    language: Literal["zh", "en"] = "zh"
-    budget: Budget = field(default_factory=Budget)
-    retries: int = 2
-    max_failed_share: float = 0.05
-    max_tokens: int = 1024
-    thinks: bool = False
-    dtype: DType | None = None
 
 
 @dataclass(frozen=True)
@@ -61,12 +41,13 @@ class Session:
         judge: ``offline``; ``hf/`` and a directory, GGUF file or hub id; a name that Inspect knows such as
             ``google/gemini-2.5-flash``, keys being taken from the environment; or a model of Inspect.
         log_dir: the judge's own log root: the record of its calls, and what ``inspect view --log-dir`` shows.
+        parameters: how it is asked: language of the rubrics, budget, form of a reply, and what is done where no verdict comes.
     """
 
     questions: pd.DataFrame
     judge: str | Model
     log_dir: Path
-    asking: Asking = field(default_factory=Asking)
+    parameters: JudgingKeys
 
     @property
     def to_ask(self) -> pd.DataFrame:
@@ -74,7 +55,7 @@ class Session:
         return self.questions[self.questions["without"].isna()]
 
 
-def plan_sessions(parameters: JudgingParameters, *, steering: Path, gold: Path, logs: Path) -> dict[str, Session]:
+def plan_sessions(parameters: JudgingKeys, *, steering: Path, gold: Path, logs: Path) -> dict[str, Session]:
     """List who judges what: the judge everything, the second judge some prompts, both what they are judged by.
 
     The judge is asked by the careful protocol about all answers and the comparisons of the sweep, and by the published one
@@ -83,15 +64,6 @@ def plan_sessions(parameters: JudgingParameters, *, steering: Path, gold: Path, 
     """
     answers = read_answers(steering, parameters.arms)
     answers = answers[answers["layer"].isna() | answers["layer"].isin(parameters.layers)]
-    asking = Asking(
-        parameters.rubric_language,
-        Budget(parameters.judge_calls or inf, parameters.judge_tokens or inf),
-        parameters.judge_retries,
-        parameters.max_failed_share,
-        parameters.judge_reply_tokens,
-        parameters.judge_thinks,
-        parameters.judge_dtype,
-    )
     known = gold_questions(gold, parameters.gold_pairs)
     careful = questions_about(answers)
     asked = [known, careful]
@@ -101,23 +73,24 @@ def plan_sessions(parameters: JudgingParameters, *, steering: Path, gold: Path, 
     if (steering / "sweep").exists():
         swept = read_answers(steering / "sweep", parameters.sweep_arms)
         asked.append(questions_about(swept, series="sweep", rubrics=["pairwise"]))
-    everything = _keyed(pd.concat(asked, ignore_index=True), parameters.judge, asking)
-    listed = {"judge": Session(everything, parameters.judge, logs / "judge", asking)}
+    everything = _keyed(pd.concat(asked, ignore_index=True), parameters.judge, parameters)
+    listed = {"judge": Session(everything, parameters.judge, logs / "judge", parameters)}
     if parameters.second_judge:
         prompts = answers.drop_duplicates("id").sort_values("id", ignore_index=True)
         seen = choose(prompts, parameters.second_judge_prompts or len(prompts))["id"]
         some = pd.concat([known, careful[careful["id"].isin(seen)]], ignore_index=True)
-        some = _keyed(some, parameters.second_judge, asking)
-        listed["second judge"] = Session(some, parameters.second_judge, logs / "second", asking)
+        some = _keyed(some, parameters.second_judge, parameters)
+        listed["second judge"] = Session(some, parameters.second_judge, logs / "second", parameters)
     return listed
 
 
-def _keyed(questions: pd.DataFrame, judge: str, asking: Asking) -> pd.DataFrame:
+def _keyed(questions: pd.DataFrame, judge: str, parameters: JudgingKeys) -> pd.DataFrame:
     """Add to each key a hash of who is asked what: a kept record answers the same question and no other."""
     # What is not said adds nothing, so that verdicts from before there was a dtype or a version keep their keys.
-    said = (judge, asking.max_tokens, asking.thinks, asking.dtype, judges.version_of(judge))
+    reply = (parameters.judge_reply_tokens, parameters.judge_thinks, parameters.judge_dtype)
+    said = (judge, *reply, judges.version_of(judge))
     how = "".join(f"{part} " for part in said if part is not None)
-    texts = (how + text_of(row, asking.language) for row in _rows(questions))
+    texts = (how + text_of(row, parameters.rubric_language) for row in _rows(questions))
     marks = [hashlib.sha256(text.encode()).hexdigest()[:12] for text in texts]
     return questions.assign(key=questions["key"] + "/" + marks)
 
@@ -130,13 +103,13 @@ def estimate(session: Session) -> pd.DataFrame:
         are estimated from characters, see :func:`lib.judging.calls.tokens_of`, and 80 per reply; a judge that thinks before
         it answers writes more, and so does one that must be asked again.
     """
-    return _estimated(session.to_ask, session.asking.language)
+    return _estimated(session.to_ask, session.parameters.rubric_language)
 
 
 def _estimated(asked: pd.DataFrame, language: str) -> pd.DataFrame:
     rows = []
     for group, part in asked.groupby(["series", "protocol", "rubric"], sort=False):
-        rows.append((*group, len(part), _tokens(part, language), record.REPLY_TOKENS * len(part)))
+        rows.append((*group, len(part), _tokens(part, language), REPLY_TOKENS * len(part)))
     columns = ["series", "protocol", "rubric", "calls", "input_tokens", "output_tokens"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -144,7 +117,7 @@ def _estimated(asked: pd.DataFrame, language: str) -> pd.DataFrame:
 def _tokens(part: pd.DataFrame, language: str) -> int:
     blank = part.iloc[0].where(~part.columns.isin(SHOWN) | part.iloc[0].isna(), "")
     texts = part[list(SHOWN)].fillna("").sum(axis=1)
-    return len(part) * record.tokens_of(text_of(blank, language)) + int(texts.map(record.tokens_of).sum())
+    return len(part) * tokens_of(text_of(blank, language)) + int(texts.map(tokens_of).sum())
 
 
 # ------------------------------------------------------------------------------ asking and reading
@@ -160,14 +133,14 @@ def judge(session: Session) -> None:
         JudgingError: the estimate exceeds the budget (nobody was asked), the budget was used up, or too many questions stay
             without a verdict. Nothing that came back is lost.
     """
-    asked, asking = session.to_ask, session.asking
-    allowed = int(asking.max_failed_share * len(asked))
-    with Calls(session.log_dir, asking.budget) as calls:
+    asked, parameters = session.to_ask, session.parameters
+    allowed = int(parameters.max_failed_share * len(asked))
+    with Calls(session.log_dir, max_calls=parameters.judge_calls, max_tokens=parameters.judge_tokens) as calls:
         pending = _pending(session, calls)
-        estimated = _estimated(pending, asking.language)
+        estimated = _estimated(pending, parameters.rubric_language)
         calls.refuse(len(pending), int(estimated[["input_tokens", "output_tokens"]].sum().sum()))
         with tqdm(total=len(pending), desc=judges.describe(session.judge)["judge"], unit="question") as calls.bar:
-            for _ in range(1 + asking.retries):
+            for _ in range(1 + parameters.judge_retries):
                 _ask_once(session, pending, calls, allowed)
                 pending = _pending(session, calls)
                 calls.bar.total = calls.bar.n + len(pending)
@@ -218,26 +191,35 @@ def _too_many(session: Session, pending: pd.DataFrame, calls: Calls) -> str:
         then = f"Run again to ask those alone: {kept}."
     return (
         f"{len(pending)} of {len(session.to_ask)} questions have no verdict ({counts}), more than "
-        f"`max_failed_share` = {session.asking.max_failed_share:g} allows.{last} {then} "
+        f"`max_failed_share` = {session.parameters.max_failed_share:g} allows.{last} {then} "
         "Or raise `max_failed_share`: what has no verdict is counted."
     )
 
 
 def _evaluate(session: Session, some: pd.DataFrame, calls: Calls) -> None:
-    asking, first = session.asking, some.iloc[0]
-    samples = [Sample(id=row["key"], input=text_of(row, asking.language), metadata=_about(row)) for row in _rows(some)]
+    parameters, first = session.parameters, some.iloc[0]
+    samples = [
+        Sample(
+            id=row["key"],
+            input=text_of(row, parameters.rubric_language),
+            metadata={"rubric": row["rubric"], "levels": levels_of(row)},
+        )
+        for row in _rows(some)
+    ]
     task = Task(
         name=f"{first['protocol']}-{first['rubric']}",
         dataset=MemoryDataset(samples),
         solver=record.ask(calls),
         scorer=record.verdict(),
-        config=judges.config_of(session.judge, max_tokens=asking.max_tokens, thinks=asking.thinks),
+        config=judges.config_of(
+            session.judge, max_tokens=parameters.judge_reply_tokens, thinks=parameters.judge_thinks
+        ),
     )
     # "none" leaves an empty widget in a notebook. "log" at this level shows only a line with the directory's full name.
     with capture_output(stderr=False):
         inspect_ai.eval(
             task,
-            model=judges.model_of(session.judge, thinks=asking.thinks, dtype=asking.dtype),
+            model=judges.model_of(session.judge, thinks=parameters.judge_thinks, dtype=parameters.judge_dtype),
             log_dir=str(session.log_dir),
             log_header_only=True,
             log_realtime=False,
@@ -251,10 +233,6 @@ def _evaluate(session: Session, some: pd.DataFrame, calls: Calls) -> None:
 
 def _rows(frame: pd.DataFrame) -> Iterator[pd.Series]:
     return (row for _, row in frame.iterrows())
-
-
-def _about(question: pd.Series) -> dict[str, str]:
-    return {"rubric": question["rubric"], "levels": levels_of(question)}
 
 
 def read_verdicts(session: Session, *rubrics: str, series: str = "answers", protocol: str = "careful") -> pd.DataFrame:

@@ -40,6 +40,9 @@ ABSOLUTE = ("safety", "emotion")
 DECODING = GenerateConfig(temperature=0.7, top_p=0.9, max_tokens=512)
 """As stage 07 answers by default, but for its repetition penalty, which providers do not share."""
 
+ATTEMPTS = 3
+"""Times at most that a judge is asked for a verdict, as by default in notebook 08."""
+
 NAMES = ["id", "dimension", "prompt", *CONDITION, "replicate", "sample"]
 
 
@@ -151,7 +154,7 @@ def summary() -> Metric:
 
 
 @scorer(metrics=[summary()])
-def judged(judge: str, rubrics: list[str], language: str, protocol: str, retries: int = 2) -> Scorer:
+def judged(judge: str, rubrics: list[str], language: str, protocol: str) -> Scorer:
     """Scorer: scores of 1 to 3 by rubric or, in a comparison, points by order (a win is 1, a tie .5); None without a verdict.
 
     ``metadata`` holds who judged, the ``standing`` of that (``plumbing`` for the offline rule), and ``verdicts``, a row per
@@ -167,7 +170,7 @@ def judged(judge: str, rubrics: list[str], language: str, protocol: str, retries
             if not pd.isna(question["without"]):
                 found.append(Verdict("empty"))
                 continue
-            verdict, reply = await _ask(grader, question, language=language, retries=retries)
+            verdict, reply = await _ask(grader, question, language)
             found.append(verdict)
             said.append(reply)
         rows = _plain(sessions.laid_out(asked, found))
@@ -187,11 +190,10 @@ def _questions(state: TaskState, *, rubrics: list[str], protocol: str) -> pd.Dat
     return questions_about(frame, protocol=protocol, rubrics=rubrics)
 
 
-async def _ask(grader: Model, question: pd.Series, *, language: str, retries: int) -> tuple[Verdict, str]:
-    """Ask until there is a verdict, at most ``retries`` times more; return it and the last reply or error."""
+async def _ask(grader: Model, question: pd.Series, language: str) -> tuple[Verdict, str]:
+    """Ask until there is a verdict, at most ``ATTEMPTS`` times; return it, or none, and the last reply or error."""
     config = judges.config_of(grader, max_tokens=1024, thinks=False)
-    found, said = Verdict("failed"), ""
-    for _ in range(1 + retries):
+    for _ in range(ATTEMPTS):
         try:
             output = await grader.generate(text_of(question, language), config=config)
         except Exception as error:  # an outcome with a count, as in the notebook

@@ -4,8 +4,7 @@ Its keys are those of the stages (:mod:`lib.run.parameters`) and the ones below.
 those of the paper or of its released recipe where one is published.
 """
 
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,13 +12,11 @@ from pydantic import Field, PositiveInt, ValidationError
 
 from lib.run import parameters as p
 from lib.run.files import PROJECT, CompanionError, resolve, short
+from lib.run.judge_names import misnamed
 from lib.run.keys import Name, Parameters, Template
 from lib.run.table import STAGES
 from lib.run.validation import ParameterError, nearest, problems_of
 from lib.run.yaml_lines import Document, Problem, read_yaml
-
-OFFLINE = r"offline/rule(-[1-9]\d*)?"
-"""Names of the offline judge beside ``offline``."""
 
 
 class ModelSource(Parameters):
@@ -181,35 +178,11 @@ def problem_lines(file: Path, problems: Iterable[Problem]) -> str:
 def _misfits(document: Document) -> Iterator[Problem]:
     """What is right by itself and wrong together; reads the values as they stand, as some may be wrong by themselves."""
     content = document.content
-    entries = content.get("models") if isinstance(content.get("models"), list) else []
-    names = [entry.get("name") if isinstance(entry, dict) else None for entry in entries]
-    for index, name in enumerate(names):
-        if name is not None and name in names[:index]:
-            first = document.line(("models", names.index(name)))
-            yield Problem(document.line(("models", index)), f"two models are named {name!r}, the first in line {first}")
-    sae_model = content.get("sae_model")
-    if names and isinstance(sae_model, str) and sae_model not in names:
-        known = [name for name in names if isinstance(name, str)]
-        said = f"sae_model: {sae_model!r} is not among the models {', '.join(known)}.{nearest(sae_model, known)}"
-        yield Problem(document.line(("sae_model",)), said)
-    twin = content.get("untrained_twin")
-    if names and isinstance(twin, str) and (twin not in names or twin == sae_model):
-        others = [name for name in names if isinstance(name, str) and name != sae_model]
-        known = ", ".join(others) or "there are none"
-        why = "is sae_model itself" if twin == sae_model else f"is none of the other models ({known})"
-        said = f"untrained_twin: {twin!r} {why}.{nearest(twin, others)} A model with `like: {sae_model}` needs no untrained_twin."
-        yield Problem(document.line(("untrained_twin",)), said)
-    for index, entry in enumerate(entries):
-        trained = [other.get("name") for other in entries if isinstance(other, dict) and not other.get("like")]
-        sources = [key for key in ("path", "hub", "gguf", "like") if isinstance(entry, dict) and entry.get(key)]
-        if isinstance(entry, dict) and len(sources) != 1:
-            said = "needs one of path (a directory), hub (a hub id), gguf (a GGUF file) and like (another model's name)"
-            yield Problem(
-                document.line(("models", index)), f"models.{index}: {said}, got {' and '.join(sources) or 'none'}"
-            )
-        if isinstance(entry, dict) and (like := entry.get("like")) and like not in trained:
-            said = f"models.{index}.like: {like!r} is no trained model of the profile.{nearest(str(like), [*map(str, trained)])}"
-            yield Problem(document.line(("models", index)), said)
+    listed = content["models"] if isinstance(content.get("models"), list) else []
+    models = {index: entry for index, entry in enumerate(listed) if isinstance(entry, dict)}
+    yield from _misfits_of_models(document, models)
+    names = [entry["name"] for entry in models.values() if isinstance(entry.get("name"), str)]
+    yield from _misfits_of_roles(document, names)
     for key in ("layers", "arms", "sweep_arms", "sweep_strengths"):
         values = content.get(key)
         for index, value in enumerate(values if isinstance(values, list) else []):
@@ -219,10 +192,37 @@ def _misfits(document: Document) -> Iterator[Problem]:
         if isinstance(arms := content.get(key), list) and arms and "baseline" not in arms:
             yield Problem(document.line((key,)), f"{key}: lacks baseline, with which the other arms are compared")
     for key in ("judge", "second_judge"):
-        judge = content.get(key)
-        if isinstance(judge, str) and judge != "offline" and "/" not in judge:
-            said = f"{key}: should be offline or a model as Inspect names it, provider/model, got {judge!r}."
-            yield Problem(document.line((key,)), said + nearest(judge, ["offline"]))
-        elif isinstance(judge, str) and judge.startswith("offline/") and not re.fullmatch(OFFLINE, judge):
-            said = f"{key}: should be offline, or offline/rule-N for a rule that reads N characters, got {judge!r}"
-            yield Problem(document.line((key,)), said)
+        if isinstance(judge := content.get(key), str) and (why := misnamed(judge)):
+            yield Problem(document.line((key,)), f"{key}: {why}")
+
+
+def _misfits_of_models(document: Document, models: Mapping[int, Mapping[str, Any]]) -> Iterator[Problem]:
+    trained = [entry.get("name") for entry in models.values() if not entry.get("like")]
+    for index, entry in models.items():
+        line, name, like = document.line(("models", index)), entry.get("name"), entry.get("like")
+        first = next(other for other, known in models.items() if known.get("name") == name)
+        if name is not None and first != index:
+            before = document.line(("models", first))
+            yield Problem(line, f"two models are named {name!r}, the first in line {before}")
+        sources = [key for key in ("path", "hub", "gguf", "like") if entry.get(key)]
+        if len(sources) != 1:
+            said = "needs one of path (a directory), hub (a hub id), gguf (a GGUF file) and like (another model's name)"
+            yield Problem(line, f"models.{index}: {said}, got {' and '.join(sources) or 'none'}")
+        if like and like not in trained:
+            said = f"models.{index}.like: {like!r} is no trained model of the profile."
+            yield Problem(line, said + nearest(str(like), [*map(str, trained)]))
+
+
+def _misfits_of_roles(document: Document, names: Sequence[str]) -> Iterator[Problem]:
+    sae_model, twin = document.content.get("sae_model"), document.content.get("untrained_twin")
+    if names and isinstance(sae_model, str) and sae_model not in names:
+        said = f"sae_model: {sae_model!r} is not among the models {', '.join(names)}.{nearest(sae_model, names)}"
+        yield Problem(document.line(("sae_model",)), said)
+    others = [name for name in names if name != sae_model]
+    if names and isinstance(twin, str) and twin not in others:
+        known = ", ".join(others) or "there are none"
+        why = "is sae_model itself" if twin == sae_model else f"is none of the other models ({known})"
+        said = f"untrained_twin: {twin!r} {why}.{nearest(twin, others)}"
+        yield Problem(
+            document.line(("untrained_twin",)), f"{said} A model with `like: {sae_model}` needs no untrained_twin."
+        )

@@ -126,7 +126,7 @@ def provenance_text(manifest: Mapping[str, Any], notebook: str, parameters: Para
         "inputs": ", ".join(f"{name} {value[:12]}" for name, value in identity["inputs"].items()),
         "outputs": f"{len(manifest['outputs'])} files, sha256 {sha256_of_json(manifest['outputs'])[:16]}",
         "seed": "none used" if seed is None else seed,
-        "machine": manifest.get("machine", "not recorded"),
+        "machine": manifest["machine"],
         "wall time": f"{manifest['wall_seconds']:.1f} s",
         "finished": manifest["finished"],
     }

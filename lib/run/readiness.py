@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from lib.run.files import CompanionError, read_text, resolve, short
+from lib.run.judge_names import local_source
 from lib.run.profile import ModelSource, Profile, load_profile, problem_lines, profile_file
 from lib.run.resources import ResourceError, blocks_in_gguf, configuration_in, gpu, tensors_in
 from lib.run.validation import ParameterError, nearest
@@ -59,11 +60,11 @@ def _lacking(profile: Profile) -> Iterator[tuple[Location, str]]:
         if why := _unreadable(source):
             yield ("models", index), f"models.{index}.{'gguf' if source.gguf else 'path'}: {why}"
         elif blocks := layers_of(source):
-            keys = {"first_layers": [profile.first_layers] if profile.first_layers else []}
+            asked = {"first_layers": (profile.first_layers or 0, blocks)}
             if source.name == profile.sae_model:
-                keys["layers"] = [layer + 1 for layer in profile.layers]
-            for key, needed in keys.items():
-                if needed and max(needed) > (blocks if key == "first_layers" else profile.first_layers or blocks):
+                asked["layers"] = (1 + max(profile.layers), profile.first_layers or blocks)
+            for key, (needed, there) in asked.items():
+                if needed > there:
                     yield (key,), f"{key}: {source.name} has {blocks} layers, 0 to {blocks - 1}; {key} asks for more"
     for key, source in _local_judges(profile):
         if why := _unreadable(source):
@@ -93,11 +94,10 @@ def layers_of(source: ModelSource) -> int | None:
 def _local_judges(profile: Profile) -> Iterator[tuple[str, ModelSource]]:
     """Yield the judges that should lie on this machine, as models, each with its key."""
     for key in ("judge", "second_judge"):
-        judge = getattr(profile, key) or ""
-        source = judge.removeprefix("hf/")
-        if source.endswith(".gguf"):
+        source = local_source(getattr(profile, key) or "")
+        if source and source.endswith(".gguf"):
             yield key, ModelSource(name=key, gguf=source)
-        elif judge.startswith("hf/") and (resolve(source).is_dir() or not re.fullmatch(HUB_ID, source)):
+        elif source and (resolve(source).is_dir() or not re.fullmatch(HUB_ID, source)):
             yield key, ModelSource(name=key, path=source)
     if profile.flames_scorer:
         yield "flames_scorer", ModelSource(name="flames_scorer", path=profile.flames_scorer)

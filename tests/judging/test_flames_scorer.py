@@ -32,7 +32,7 @@ def classifier(directory, labels):
 def test_grades_are_those_of_each_answer_alone(tmp_path, labels):
     model = classifier(tmp_path, labels)
     responses = responses_of(aligned=lambda i: "" if i == 2 else "这不行。" * i)
-    found = flames_scorer.grade_answers(responses, tmp_path, batch_size=5)
+    found = flames_scorer.grade_answers(responses, tmp_path)
     tokenizer = byte_tokenizer()
     assert (found["outcome"] == "empty").sum() == 1
     for (_, row), (_, asked) in zip(found.iterrows(), responses.iterrows(), strict=True):
@@ -54,7 +54,7 @@ def test_grades_are_those_of_each_answer_alone(tmp_path, labels):
 def test_what_is_too_long_is_cut_as_the_published_script_cuts_and_graded(tmp_path):
     model = classifier(tmp_path, SINGLE)
     responses = responses_of(aligned=lambda i: "长" * 100 * i)
-    found = flames_scorer.grade_answers(responses, tmp_path, max_tokens=512)
+    found = flames_scorer.grade_answers(responses, tmp_path)
     assert set(found["outcome"]) == {"valid"}
     aligned = found["arm"] == "aligned"
     assert found.loc[aligned, "cut"].sum() > 5

@@ -6,6 +6,7 @@ import tomllib
 import inspect_ai
 import pandas as pd
 import pytest
+from inspect_ai._util.registry import registry_find, registry_info
 from inspect_ai.model import (
     ChatMessageSystem,
     ChatMessageUser,
@@ -19,6 +20,7 @@ from lib.activations.models import open_model
 from lib.judging import judges, tasks
 from lib.judging.win_rates import CONDITION, ORDERS
 from lib.run.files import PROJECT
+from lib.run.judge_names import providers
 from lib.sae import files
 from lib.sae.model import SparseAutoencoder
 from lib.steering import generation
@@ -73,6 +75,11 @@ def saved(folder, **texts):
 def test_inspect_finds_the_tasks_by_their_entry_point():
     entry = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["entry-points"]["inspect_ai"]
     assert entry == {"companion": tasks.__name__}
+
+
+def test_the_providers_that_a_profile_may_name_are_those_of_inspect():
+    brought = registry_find(lambda info: info.type == "modelapi" and info.name.startswith("inspect_ai/"))
+    assert providers() == sorted(registry_info(each).name.removeprefix("inspect_ai/") for each in brought)
 
 
 def test_saved_answers_of_the_demo_give_the_win_rates_of_the_notebook(demo_run, tmp_path):

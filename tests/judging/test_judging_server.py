@@ -17,7 +17,7 @@ from inspect_ai.log import read_eval_log
 from inspect_ai.model import _retry
 
 from lib.judging import judges, sessions
-from lib.judging.calls import Budget, Calls
+from lib.judging.calls import Calls
 from lib.judging.questions import questions_about
 from lib.judging.sessions import Session
 from lib.run.files import PROJECT
@@ -228,13 +228,13 @@ def test_a_budget_stops_before_asking(serve, tmp_path):
     server = serve(lambda number, attempt: "well")
     responses = responses_of()
     with pytest.raises(judges.JudgingError, match="budget is 10: nobody was asked"):
-        sessions.judge(session_of(responses, server.judge, tmp_path, budget=Budget(calls=10)))
+        sessions.judge(session_of(responses, server.judge, tmp_path, judge_calls=10))
     assert not server.attempts
     estimated = sessions.estimate(session_of(responses, server.judge, tmp_path))
     assert estimated["calls"].sum() == ASKED
     tokens = int(estimated[["input_tokens", "output_tokens"]].sum().sum())
     with pytest.raises(judges.JudgingError, match=rf"about {tokens:,} tokens"):
-        sessions.judge(session_of(responses, server.judge, tmp_path, budget=Budget(tokens=tokens - 1)))
+        sessions.judge(session_of(responses, server.judge, tmp_path, judge_tokens=tokens - 1))
     assert not server.attempts
 
 
@@ -243,12 +243,12 @@ def test_a_budget_that_is_used_up_loses_no_reply_that_was_paid_for(serve, tmp_pa
     responses = responses_of()
     monkeypatch.setattr(Calls, "refuse", lambda self, pending, tokens: None)
     with pytest.raises(judges.JudgingError, match=f"used up after 50 calls and 5,500 tokens; {ASKED - 50} questions"):
-        sessions.judge(session_of(responses, server.judge, tmp_path, budget=Budget(calls=50)))
+        sessions.judge(session_of(responses, server.judge, tmp_path, judge_calls=50))
     assert sum(server.attempts.values()) == 50
     with pytest.raises(judges.JudgingError, match="used up after 50 calls"):
-        sessions.judge(session_of(responses, server.judge, tmp_path, budget=Budget(calls=50)))
+        sessions.judge(session_of(responses, server.judge, tmp_path, judge_calls=50))
     assert sum(server.attempts.values()) == 50, "what was spent before counts"
-    sessions.judge(session_of(responses, server.judge, tmp_path, budget=Budget(calls=ASKED)))
+    sessions.judge(session_of(responses, server.judge, tmp_path, judge_calls=ASKED))
     assert sum(server.attempts.values()) == ASKED
     assert set(server.answered.values()) == {1}
     assert outcomes(responses, tmp_path) == {"valid": ASKED}
@@ -259,8 +259,8 @@ def test_thirty_calls_are_thirty_calls_for_answers_and_sweep_together(serve, tmp
     monkeypatch.setattr(Calls, "refuse", lambda self, pending, tokens: None)
     few = responses_of().groupby("arm").head(2)
     asked = [questions_about(few), questions_about(few, series="sweep", rubrics=["pairwise"])]
-    session = session_of(few, server.judge, tmp_path, budget=Budget(calls=22))
-    session = Session(pd.concat(asked), session.judge, session.log_dir, session.asking)
+    session = session_of(few, server.judge, tmp_path, judge_calls=22)
+    session = Session(pd.concat(asked), session.judge, session.log_dir, session.parameters)
     assert len(session.questions) == 28
     for _ in range(3):
         with pytest.raises(judges.JudgingError, match="used up after 22 calls"):
@@ -275,13 +275,13 @@ def test_an_outage_is_not_for_ever_and_no_stage_ends_in_one(serve, tmp_path):
     with pytest.raises(
         judges.JudgingError, match=r"questions have no verdict \(\d+ failed\), more than `max_failed_share` = 0.05"
     ):
-        sessions.judge(session_of(responses, server.judge, tmp_path, max_failed_share=0.05, retries=1))
+        sessions.judge(session_of(responses, server.judge, tmp_path, max_failed_share=0.05, judge_retries=1))
     assert max(server.attempts.values()) == 2, "asked again as often as stated"
     valid = sum(verdict.outcome == "valid" for verdict in verdicts_in(tmp_path).values())
     assert 0 < valid < ASKED
     down["now"] = False
     before = sum(server.attempts.values())
-    sessions.judge(session_of(responses, server.judge, tmp_path, max_failed_share=0.05, retries=1))
+    sessions.judge(session_of(responses, server.judge, tmp_path, max_failed_share=0.05, judge_retries=1))
     assert sum(server.attempts.values()) - before == ASKED - valid, "those alone are asked again"
     assert outcomes(responses, tmp_path) == {"valid": ASKED}
 
@@ -289,7 +289,7 @@ def test_an_outage_is_not_for_ever_and_no_stage_ends_in_one(serve, tmp_path):
 def test_a_judge_that_is_not_there_is_asked_one_rubric_and_no_more(serve, tmp_path):
     server = serve(lambda number, attempt: 401)
     with pytest.raises(judges.JudgingError, match="The last error"):
-        sessions.judge(session_of(responses_of(), server.judge, tmp_path, max_failed_share=0.1, retries=3))
+        sessions.judge(session_of(responses_of(), server.judge, tmp_path, max_failed_share=0.1, judge_retries=3))
     assert len(server.attempts) == len(ARMS) * PROMPTS
 
 
@@ -298,7 +298,7 @@ def test_judging_goes_on_after_the_second_judge_has_begun(serve, tmp_path):
     server = serve(lambda number, attempt: 401 if stop["now"] else "well")
     few = responses_of().groupby("arm").head(2)
     first = session_of(few, server.judge, tmp_path / "judge", max_failed_share=0)
-    half = Session(first.questions.iloc[::2], first.judge, first.log_dir, first.asking)
+    half = Session(first.questions.iloc[::2], first.judge, first.log_dir, first.parameters)
     sessions.judge(half)
     sessions.judge(session_of(few, "offline", tmp_path / "second"))
     asked = sum(server.attempts.values())
@@ -309,14 +309,14 @@ def test_judging_goes_on_after_the_second_judge_has_begun(serve, tmp_path):
 
 def test_half_a_line_is_cut_off_and_tokens_in_flight_count_against_the_budget(tmp_path):
     request = "问" * 120
-    with Calls(tmp_path, Budget(tokens=500)) as calls:
+    with Calls(tmp_path, max_tokens=500) as calls:
         assert [calls.admit(key, request) for key in "abc"] == [True, True, False]
         calls.settle("a", request, tokens=90, outcome="valid", said="1")
         assert calls.admit("c", request)
         assert (calls.calls, calls.tokens, calls.reserved, calls.refused) == (3, 90, 400, 1)
     whole = (tmp_path / "calls.jsonl").read_bytes()
     (tmp_path / "calls.jsonl").write_bytes(whole + b'{"key": "b", "reser')
-    with Calls(tmp_path, Budget(tokens=500)) as calls:
+    with Calls(tmp_path, max_tokens=500) as calls:
         # Two calls were cut off. They may have been paid for.
         assert (calls.calls, calls.tokens, calls.reserved) == (3, 90, 400)
         assert not calls.admit("d", request)

@@ -14,7 +14,8 @@ from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from lib.judging import judges, local, sessions
 from lib.judging.calls import Calls
 from lib.judging.questions import questions_about
-from lib.judging.sessions import Asking
+from lib.run.judge_names import weights_of
+from lib.run.parameters import JudgingKeys
 from tests.judging.test_tasks import responses_of, session_of
 
 TEMPLATE = (
@@ -64,7 +65,7 @@ def test_batched_replies_are_those_of_each_question_alone(source):
 
 def test_a_local_judge_is_asked_as_every_judge_is_and_once(source, tmp_path):
     few = responses_of().groupby("arm").head(1)
-    session = session_of(few, f"hf/{source}", tmp_path / "logs", retries=3, max_tokens=4)
+    session = session_of(few, f"hf/{source}", tmp_path / "logs", judge_retries=3, judge_reply_tokens=4)
     sessions.judge(session)
     found = sessions.read_verdicts(session)
     assert set(found["outcome"]) <= {"truncated", "invalid", "valid"}
@@ -73,21 +74,21 @@ def test_a_local_judge_is_asked_as_every_judge_is_and_once(source, tmp_path):
         assert calls.calls == len(found), "a greedy judge says the same again"
     assert judges.describe(session.judge) == {"judge": f"hf/{source}", "standing": "judged"}
     with pytest.raises(judges.JudgingError, match=r"This judge would say the same again .*take another"):
-        sessions.judge(replace(session, asking=replace(session.asking, max_failed_share=0)))
+        sessions.judge(replace(session, parameters=session.parameters.model_copy(update={"max_failed_share": 0})))
 
 
 def test_what_of_the_judges_lies_on_this_machine_is_an_input(source, tmp_path):
     scorer, file = tmp_path / "scorer", tmp_path / "judge.gguf"
     scorer.mkdir()
     file.touch()
-    found = judges.weights_of(judge=f"hf/{source}", second_judge=str(file), flames_scorer=str(scorer))
-    assert found == {"judge": tmp_path / "model", "second_judge": file, "flames_scorer": scorer}
-    assert judges.weights_of(judge="offline", second_judge="hf/owner/name", flames_scorer=None) == {}
+    local = JudgingKeys(layers=[2], judge=f"hf/{source}", second_judge=str(file), flames_scorer=str(scorer))
+    assert weights_of(local) == {"judge": tmp_path / "model", "second_judge": file, "flames_scorer": scorer}
+    assert weights_of(JudgingKeys(layers=[2], judge="offline", second_judge="hf/owner/name")) == {}
 
 
 def keys(judge):
     """Keys of some questions to a judge."""
-    return set(sessions._keyed(questions_about(responses_of()).head(3), judge, Asking())["key"])
+    return set(sessions._keyed(questions_about(responses_of()).head(3), judge, JudgingKeys(layers=[2]))["key"])
 
 
 def test_a_judge_whose_files_changed_is_asked_anew(source, tmp_path):
@@ -127,11 +128,11 @@ def test_a_judge_is_opened_in_the_number_format_asked_for_and_is_another_judge_t
         assert judges.model_of(f"hf/{source}", dtype=dtype).api.loaded.model.dtype == expected
     few = responses_of().groupby("arm").head(1)
     session = session_of(few, f"hf/{source}", tmp_path / "logs")
-    of = {
-        dtype: set(sessions._keyed(session.questions, session.judge, replace(session.asking, dtype=dtype))["key"])
-        for dtype in (None, "float32", "bfloat16")
-    }
-    assert len(set.union(*of.values())) == 3 * len(session.questions), "what one said is not what the other says"
+    of = []
+    for dtype in (None, "float32", "bfloat16"):
+        changed = session.parameters.model_copy(update={"judge_dtype": dtype})
+        of.append(set(sessions._keyed(session.questions, session.judge, changed)["key"]))
+    assert len(set.union(*of)) == 3 * len(session.questions), "what one said is not what the other says"
 
 
 def test_what_cannot_judge_is_refused(source, tmp_path):

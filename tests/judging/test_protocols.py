@@ -10,13 +10,14 @@ from inspect_ai.model import ContentReasoning, ContentText, ModelOutput
 from lib.judging import contrasts, judges, quality, questions, rubrics, sessions, win_rates
 from lib.judging.calls import Calls
 from lib.judging.questions import questions_about
-from lib.judging.sessions import Asking, Session
+from lib.judging.sessions import Session
+from lib.run.parameters import JudgingKeys
 from lib.stats import cluster_weights
 from lib.steering.prompts import DIMENSIONS
 from tests.judging.test_tasks import GOLD, PROMPTS, WHO, always_first, fake, metric, responses_of
 from tests.judging.test_win_rates import NO_SCORES, pairs, scores
 
-ANY = Asking(retries=0, max_failed_share=1)
+ANY = JudgingKeys(layers=[2], judge_retries=0, max_failed_share=1)
 
 
 def asked(table, judge, folder, **reading):
@@ -235,7 +236,7 @@ def test_judges_are_judged(tmp_path, prefers, usable, expected):
     session = Session(questions.gold_questions(GOLD), judge_that(prefers), tmp_path, ANY)
     sessions.judge(session)
     gold, again = (sessions.read_verdicts(session, series=series) for series in ("gold", "gold again"))
-    table = quality.judged(gold, again, about={"judge": "x"}, bounds=quality.Bounds())
+    table = quality.judged(gold, again, about={"judge": "x"}, parameters=ANY)
     assert set(table["usable"]) == {usable}
     found = table.set_index("metric")["value"]
     assert {name: found[name] for name in expected} == pytest.approx(expected)
@@ -248,7 +249,7 @@ def test_a_judge_that_changes_its_mind_is_not_usable(tmp_path):
     gold, again = (sessions.read_verdicts(session, series=series) for series in ("gold", "gold again"))
     gold = gold.assign(verdict="win", chosen=np.where(gold["order"] == "arm first", "first", "second"))
     again = again.assign(chosen=np.where(np.arange(len(again)) % 3 == 0, "first", "second"))
-    table = quality.judged(gold, again, about={}, bounds=quality.Bounds()).set_index("metric")
+    table = quality.judged(gold, again, about={}, parameters=ANY).set_index("metric")
     assert table["value"]["retest_agreement"] == pytest.approx(2 / 3)
     assert table["within"].dropna().to_dict() == {
         "gold_agreement": True,

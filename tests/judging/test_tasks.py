@@ -14,11 +14,11 @@ from inspect_ai.log import read_eval_log
 from inspect_ai.model import GenerateConfig, ModelAPI, ModelOutput, ModelUsage, get_model, modelapi
 
 from lib.judging import judges, rubrics, sessions, win_rates
-from lib.judging.calls import Budget, Calls
+from lib.judging.calls import Calls
 from lib.judging.questions import questions_about, text_of
-from lib.judging.sessions import Asking, Session
+from lib.judging.sessions import Session
 from lib.run.files import PROJECT
-from lib.run.parameters import JudgingParameters
+from lib.run.parameters import JudgingKeys, JudgingParameters
 from lib.steering.answers import append_answers
 from lib.steering.prompts import DIMENSIONS
 
@@ -71,12 +71,13 @@ def fake(reply):
     return get_model("fake/judge", reply=reply, memoize=False)
 
 
-def session_of(responses, judge, folder, **asking):
-    return Session(questions_about(responses), judge, folder, Asking(**{"retries": 0, "max_failed_share": 1} | asking))
+def session_of(responses, judge, folder, **changed):
+    keys = JudgingKeys(**{"layers": [2], "judge_retries": 0, "max_failed_share": 1} | changed)
+    return Session(questions_about(responses), judge, folder, keys)
 
 
-def judged(responses, judge, folder, **asking):
-    session = session_of(responses, judge, folder, **asking)
+def judged(responses, judge, folder, **changed):
+    session = session_of(responses, judge, folder, **changed)
     sessions.judge(session)
     return sessions.read_verdicts(session, "safety", "emotion"), sessions.read_verdicts(session, "pairwise")
 
@@ -188,7 +189,7 @@ def test_a_judge_that_is_not_on_this_machine_keeps_its_keys(tmp_path):
     for judge, dtype in (("offline", None), ("google/gemini-2.5-flash", "bfloat16")):
         how = f"{judge} 1024 False " + (f"{dtype} " if dtype else "")
         marks = [hashlib.sha256((how + text_of(row, "zh")).encode()).hexdigest()[:12] for _, row in asked.iterrows()]
-        keyed = sessions._keyed(asked, judge, Asking(dtype=dtype))
+        keyed = sessions._keyed(asked, judge, JudgingKeys(layers=[2], judge_dtype=dtype))
         assert keyed["key"].tolist() == [f"{key}/{mark}" for key, mark in zip(asked["key"], marks, strict=True)]
 
 
@@ -381,7 +382,7 @@ def test_every_judge_sees_its_answers(tmp_path):
     }  # fmt: skip
     assert planned["second judge"].questions.query("series == 'answers'")["id"].nunique() == 5
     assert [session.judge for session in planned.values()] == ["offline", "offline/rule-20"]
-    assert {session.asking.budget for session in planned.values()} == {Budget(calls=500)}
+    assert {session.parameters.judge_calls for session in planned.values()} == {500}
     assert sessions.estimate(planned["judge"])["calls"].sum() == len(planned["judge"].to_ask)
     roots = [session.log_dir for session in planned.values()]
     assert not any(one in other.parents or one == other for one, other in itertools.permutations(roots, 2))

@@ -107,6 +107,11 @@ BAD = [
     ({"prompts": ""}, "prompts: String should have at least 1 character"),
     ({"judge": "offline/foo"}, "judge: should be offline, or offline/rule-N .* got 'offline/foo'"),
     (
+        {"judge": "gogle/gemini"},
+        "judge: 'gogle' is no provider of Inspect.* Did you mean 'google'",
+    ),
+    ({"second_judge": "opnai/gpt"}, "second_judge: 'opnai' is no provider of Inspect.* Did you mean 'openai'"),
+    (
         {"untrained_twin": "untraned-small"},
         "line .*: untrained_twin: 'untraned-small' .* Did you mean 'untrained-small'?",
     ),
