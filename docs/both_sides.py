@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from docs.ledger import control, ours
 from docs.markdown import markdown_table
 from lib.claims.ledger import NOT_RUN
 
@@ -118,7 +119,4 @@ def _decision(row: "pd.Series[float]") -> str:
 
 
 def _measured(row: "pd.Series[float]") -> str:
-    if pd.isna(row.ours):
-        return ""
-    ours = f"{row.ours:.3g}" + ("" if pd.isna(row.ci_low) else f" ({row.ci_low:.3g} to {row.ci_high:.3g})")
-    return ours + ("" if pd.isna(row.control_value) else f"; {row.control_name}: {row.control_value:.3g}")
+    return "; ".join(filter(None, (ours(row), control(row))))

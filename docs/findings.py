@@ -18,7 +18,7 @@ from lib.diagnosis.figures import COLOURS_OF_LINES
 from lib.plotting import keep
 from lib.run.files import write_text_atomically
 from lib.run.profile import load_profile
-from workflow.findings import FOLDER, Found, explained_by_length, headline
+from workflow.headline import FOLDER, Found, explained_by_length, headline
 
 TEMPLATE = FOLDER / "page.md"
 """What the page says in words; ``{...}`` are generated from the tables."""

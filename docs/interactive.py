@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from lib.diagnosis.decisions import GAIN_UNITS
 from lib.diagnosis.figures import COLOURS_OF_LINES, NOT_OPPOSED, REPRESENTATIONS
 from lib.paper import FOUNDATIONS
-from workflow.findings import Found
+from workflow.headline import Found
 
 SCRIPT = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 """What draws, for the book's ``_static``."""

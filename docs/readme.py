@@ -1,23 +1,22 @@
 """The README's generated parts: the finding, the table of claims, the calibration and the table of benchmarks.
 
 ``python -m docs.readme`` (``make readme``) writes them between their markers, and the page of the findings; ``--check`` fails
-when they are stale. The
-finding follows from ``findings/tables``, the claims are those of the committed figures (``figures/claims.csv``), the
-calibration is ``benchmarks/calibration.csv``, the benchmarks are those rendered in ``benchmarks/results.md``.
+when they are stale. The finding follows from ``findings/tables``, the claims are those of the committed figures
+(``figures/claims.csv``), the calibration is ``benchmarks/calibration.csv``, the benchmarks are those that
+``benchmarks/run.py`` rendered in ``benchmarks/results.md``.
 """
 
 import argparse
 import difflib
 import re
 import sys
-from pathlib import Path
 
 import pandas as pd
 
 from benchmarks import calibrate
-from docs import build, findings
+from docs import findings, ledger
 from lib.claims.ledger import NOT_RUN, SCIENTIFIC
-from lib.run.files import PROJECT, CompanionError, write_text_atomically
+from lib.run.files import PROJECT, CompanionError, errors_said, write_text_atomically
 
 README = PROJECT / "README.md"
 
@@ -26,33 +25,25 @@ class ReadmeError(CompanionError):
     """The README lacks a marker."""
 
 
-def generated(root: Path = PROJECT) -> dict[str, str]:
+def generated() -> dict[str, str]:
     """Return the generated parts by marker."""
     return {
         "finding": findings.front_page(),
-        "claims": claims_part(root / "figures" / "claims.csv"),
+        "claims": claims_part(pd.read_csv(PROJECT / "figures" / "claims.csv")),
         "calibration": calibrate.page(),
-        "benchmarks": benchmarks_part(root / "benchmarks" / "results.md"),
+        "benchmarks": (PROJECT / "benchmarks" / "results.md").read_text(encoding="utf-8").strip(),
     }
 
 
-def claims_part(path: Path) -> str:
-    """Return the summary and the measured scientific claims as Markdown."""
-    table = pd.read_csv(path)
+def claims_part(table: pd.DataFrame) -> str:
+    """Return the summary of a ledger and the measured scientific claims as Markdown."""
     not_run = (table["group"] == SCIENTIFIC) & (table["decision"] == NOT_RUN)
     return (
-        f"{build.headline(table)}\n\n{build.claims_part(table)}\n\n"
+        f"{ledger.headline(table)}\n\n{ledger.claims_part(table)}\n\n"
         f"Another {not_run.sum()} claims are not run, each with its reason in the ledger; counts of files stand apart, in "
         "notebook 09. Differences between models are in margins; the demo's variants are its *moral* and *indifferent* models, "
         "which should differ."
     )
-
-
-def benchmarks_part(path: Path) -> str:
-    """Return the table that ``benchmarks/run.py`` rendered from the stored measurements."""
-    if not path.exists():
-        return "No benchmark has been measured yet; `make bench` does."
-    return path.read_text(encoding="utf-8").strip()
 
 
 def filled(text: str, parts: dict[str, str]) -> str:
@@ -87,4 +78,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with errors_said():
+        sys.exit(main())

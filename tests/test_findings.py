@@ -13,20 +13,20 @@ from lib.plotting import redraw
 from lib.run.files import PROJECT, sha256_of_file
 from lib.run.profile import load_profile
 from lib.run.stage import DEMO_ANNOTATIONS
-from workflow import findings
+from workflow import findings, headline
 
 PROFILE = load_profile("findings/profile.yaml")
-TABLES = sorted((findings.FOLDER / "tables").rglob("*.parquet"))
-RECORDED = json.loads((findings.FOLDER / "manifest.json").read_text(encoding="utf-8"))
+TABLES = sorted((headline.FOLDER / "tables").rglob("*.parquet"))
+RECORDED = json.loads((headline.FOLDER / "manifest.json").read_text(encoding="utf-8"))
 
 
 def found():
-    return findings.Found(PROFILE, findings.FOLDER / "tables")
+    return headline.Found(PROFILE, headline.FOLDER / "tables")
 
 
 def test_the_headline_follows_from_the_tables():
-    kept = pd.read_csv(findings.FOLDER / "headline.csv", keep_default_na=False, na_values=[""])
-    again = findings.headline(found())
+    kept = pd.read_csv(headline.FOLDER / "headline.csv", keep_default_na=False, na_values=[""])
+    again = headline.headline(found())
     numbers = ["value", "ci_low", "ci_high"]
     assert_frame_equal(kept[numbers], again[numbers].astype(float), rtol=1e-5)
     words = again.columns.difference(numbers)
@@ -34,26 +34,26 @@ def test_the_headline_follows_from_the_tables():
 
 
 def test_the_page_follows_from_the_tables():
-    assert (findings.FOLDER / "README.md").read_text(encoding="utf-8") == pages.page(found())
+    assert (headline.FOLDER / "README.md").read_text(encoding="utf-8") == pages.page(found())
 
 
 def test_another_number_in_a_table_is_another_headline(monkeypatch):
-    before = findings.headline(found())
-    read = findings.Found.table
+    before = headline.headline(found())
+    read = headline.Found.table
 
     def changed(self, stage, name, model=None):
         table = read(self, stage, name, model)
         return table.assign(gain=table["gain"] + 0.01) if name == "decisions" else table
 
-    monkeypatch.setattr(findings.Found, "table", changed)
-    assert not findings.headline(found()).equals(before)
+    monkeypatch.setattr(headline.Found, "table", changed)
+    assert not headline.headline(found()).equals(before)
 
 
 def test_the_headline_figure_follows_from_its_table(tmp_path):
-    figure = redraw(findings.FOLDER / "figures" / "headline.csv")
+    figure = redraw(headline.FOLDER / "figures" / "headline.csv")
     figure.savefig(tmp_path / "headline.svg", metadata={"Date": None})
     plt.close(figure)
-    assert same(findings.FOLDER / "figures" / "headline.svg", tmp_path / "headline.svg")
+    assert same(headline.FOLDER / "figures" / "headline.svg", tmp_path / "headline.svg")
 
 
 def test_the_run_was_made_by_committed_code():
@@ -64,9 +64,9 @@ def test_the_run_was_made_by_committed_code():
         assert f"diagnosis/{model}" in RECORDED["stages"]
 
 
-@pytest.mark.parametrize("table", TABLES, ids=lambda path: path.relative_to(findings.FOLDER / "tables").as_posix())
+@pytest.mark.parametrize("table", TABLES, ids=lambda path: path.relative_to(headline.FOLDER / "tables").as_posix())
 def test_a_table_is_the_one_that_the_run_wrote_and_holds_no_text(table):
-    stage = table.parent.relative_to(findings.FOLDER / "tables").as_posix()
+    stage = table.parent.relative_to(headline.FOLDER / "tables").as_posix()
     if stage != ".":
         assert RECORDED["stages"][stage]["outputs"][table.name] == sha256_of_file(table)
     frame = pd.read_parquet(table)
@@ -74,7 +74,7 @@ def test_a_table_is_the_one_that_the_run_wrote_and_holds_no_text(table):
 
 
 def test_no_notebook_shows_content():
-    notebooks = sorted((findings.FOLDER / "notebooks").glob("*.ipynb"))
+    notebooks = sorted((headline.FOLDER / "notebooks").glob("*.ipynb"))
     assert len(notebooks) == len(PROFILE.sources) + 4
     for path in notebooks:
         text = path.read_text(encoding="utf-8")
@@ -106,7 +106,7 @@ def test_a_model_that_was_read_twice_is_no_larger_one():
     first, *_ = PROFILE.models
     again = first.model_copy(update={"name": "asked", "template": "Is it right to {action}?"})
     asked = PROFILE.model_copy(update={"models": [*PROFILE.models, again]})
-    assert findings.Found(asked, findings.FOLDER).trained == found().trained
+    assert headline.Found(asked, headline.FOLDER).trained == found().trained
 
 
 def test_a_larger_model_is_paired_with_the_smaller_one_replicate_by_replicate(monkeypatch):
@@ -114,15 +114,15 @@ def test_a_larger_model_is_paired_with_the_smaller_one_replicate_by_replicate(mo
     gains = {model: found().table("diagnosis", "gains", "smollm2-135m") for model in ("small", "large")}
     columns = [column for column in gains["large"] if column == "gain" or column.startswith("without_")]
 
-    class TwoModels(findings.Found):
+    class TwoModels(headline.Found):
         trained = ("small", "large")
 
         def table(self, stage, name, model=None):
             return gains[model]
 
     def grown():
-        rows = findings._of_size(TwoModels(PROFILE, findings.FOLDER))
-        return pd.DataFrame(list(rows), columns=findings.HEADLINE)
+        rows = headline._of_size(TwoModels(PROFILE, headline.FOLDER))
+        return pd.DataFrame(list(rows), columns=headline.HEADLINE)
 
     same = grown()
     assert set(same["answer"]) == {"no difference to tell"}
@@ -159,9 +159,9 @@ def test_a_reading_under_another_template_is_said_to_differ_where_it_surely_does
         [(*place, 0, 0.1, 0.1, 0.02, 0.0, 0.0, 0.0), (*place, 1, 0.1, 0.1 + value, 0.02, value, low, high)],
         columns=[*columns, "ci_high"],
     )
-    monkeypatch.setattr(findings.Found, "table", lambda self, stage, name, model=None: table)
-    (row,) = findings._of_templates(found())
-    said = dict(zip(findings.HEADLINE, row, strict=True))
+    monkeypatch.setattr(headline.Found, "table", lambda self, stage, name, model=None: table)
+    (row,) = headline._of_templates(found())
+    said = dict(zip(headline.HEADLINE, row, strict=True))
     assert said["answer"] == answer
     assert said["model"] == "bare"
     assert (said["value"], said["ci_low"], said["ci_high"]) == (value, low, high), "not the place where nothing differs"

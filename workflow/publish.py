@@ -7,11 +7,12 @@ lm-evaluation-harness and llama.cpp, the ledger as parquet, a card for each, and
 of it is, where it comes from and which sha256 each file has. Texts of annotations are shipped only if this project wrote them.
 """
 
+import argparse
 import hashlib
 import json
 import shutil
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from string import Template
 from typing import Any, NamedTuple
@@ -24,16 +25,7 @@ from safetensors.torch import save_file
 
 from lib.activations.store import open_store
 from lib.alignment.arms import DIRECTIONS, FOLDERS
-from lib.run.files import (
-    PROJECT,
-    CompanionError,
-    errors_said,
-    replacing,
-    resolve,
-    sha256_of_file,
-    short,
-    write_parquet,
-)
+from lib.run.files import PROJECT, errors_said, replacing, resolve, sha256_of_file, short, write_parquet
 from lib.run.provenance import MismatchError
 from lib.run.stage import DEMO_ANNOTATIONS, MissingStageError, read_manifest
 from lib.sae import files
@@ -84,6 +76,10 @@ class Run(NamedTuple):
         licence, origin = ("mit", OURS) if self.own else ("cc-by-sa-4.0", DERIVED)
         return {"licence": licence, "origin": origin, "notices": " ".join(f"**{notice}**" for notice in self.notices)}
 
+    def vectors(self, name: str) -> pd.DataFrame:
+        """Return a table of stage 01."""
+        return pd.read_parquet(self.directory / "vectors" / f"{name}.parquet")
+
     def parameters(self, stage: str) -> dict[str, Any]:
         """Return the parameters of a finished stage, named by its directory."""
         return read_manifest(self.directory / stage)["identity"]["parameters"]
@@ -122,8 +118,7 @@ def card(name: str, folder: Path, **words: Any) -> None:
 
 def moral_vectors(run: Run, folder: Path) -> None:
     """Write a data set of annotations and exploded rows, a parquet file per grouped split, without texts that are not ours."""
-    source = run.directory / "vectors"
-    annotations, exploded = (pd.read_parquet(source / f"{name}.parquet") for name in ("annotations", "exploded"))
+    annotations, exploded = run.vectors("annotations"), run.vectors("exploded")
     splits = exploded.drop_duplicates("id")[["id", "split_published", "split_grouped"]]
     annotations = annotations.merge(splits, on="id", validate="one_to_one")
     text = {"action": annotations["action"]} if run.own else {}
@@ -133,7 +128,7 @@ def moral_vectors(run: Run, folder: Path) -> None:
         for split in SPLITS:
             rows = table[table["split_grouped"] == split].drop(columns="split_grouped")
             write_parquet(folder / name / f"{split}.parquet", rows.reset_index(drop=True))
-    sha256 = read_manifest(source)["identity"]["inputs"]["annotations"]
+    sha256 = read_manifest(run.directory / "vectors")["identity"]["inputs"]["annotations"]
     words = run.words | {"source": "the companion's demo" if run.own else "Social-Chemistry-101"}
     words |= {"text": "`action`" if run.own else "`action_sha256`"}
     words |= {"rebuild": "`action` holds them." if run.own else REBUILD.format(sha256=sha256)}
@@ -198,15 +193,12 @@ def directions(run: Run, folder: Path, model: str) -> None:
     require(run.directory, *stages)
     activations, sae, alignment, steering = (run.directory / stage for stage in stages)
     parameters, store = run.parameters(stages[-1]), open_store(activations)
-    annotations, exploded = (
-        pd.read_parquet(run.directory / "vectors" / f"{name}.parquet") for name in ("annotations", "exploded")
-    )
     layers = {"layers": parameters["layers"], "pooling": parameters["pooling"]}
     loader = ArmLoader(
         sae=sae,
         alignment=alignment,
         d_in=store.width,
-        contrasts=contrasts(store, annotations, exploded=exploded, **layers),
+        contrasts=contrasts(store, run.vectors("annotations"), exploded=run.vectors("exploded"), **layers),
         seed=parameters["seed"],
         model=model,
     )
@@ -221,11 +213,8 @@ def directions(run: Run, folder: Path, model: str) -> None:
         direction = loader(Intervention(arm, (layer,), **how)).edits[layer].direction
         coefficient = float(receipt["relative_norm"] * norms[layer] * np.sign(how["strength"]))
         about = {"model": model, "layer": layer, "arm": arm, **how, "coefficient": coefficient, "receipt": receipt}
-        save_direction(
-            folder / f"{folder_of(layer)}.{arm}",
-            direction,
-            about | {"model_files": read_manifest(steering)["identity"]["facts"]},
-        )
+        about |= {"model_files": read_manifest(steering)["identity"]["facts"]}
+        save_direction(folder / f"{folder_of(layer)}.{arm}", direction, about)
         written.append((layer, arm, how["strength"], coefficient))
     table = pd.DataFrame(written, columns=["layer", "arm", "strength", "coefficient"])
     words = run.words | {"model": model, "pooling": parameters["pooling"]}
@@ -271,11 +260,11 @@ def publish(directory: Path, target: Path) -> None:
         MismatchError: a table is not what its stage wrote.
     """
     run = open_run(directory)
-    parts: dict[str, Callable[[Path], None]] = {"moral-vectors": lambda folder: moral_vectors(run, folder)}
+    parts: dict[str, Callable[[Path], None]] = {"moral-vectors": partial(moral_vectors, run)}
     for model in sorted(path.name for path in (directory / "alignment").glob("[!.]*") if path.is_dir()):
-        parts[f"autoencoders/{model}"] = lambda folder, model=model: autoencoders(run, folder, model)
-        parts[f"directions/{model}"] = lambda folder, model=model: directions(run, folder, model)
-    parts["ledger"] = lambda folder: ledger(run, folder)
+        parts[f"autoencoders/{model}"] = partial(autoencoders, run, model=model)
+        parts[f"directions/{model}"] = partial(directions, run, model=model)
+    parts["ledger"] = partial(ledger, run)
     with replacing(target) as temporary:
         for name, write in parts.items():
             try:
@@ -294,9 +283,9 @@ def publish(directory: Path, target: Path) -> None:
 
 def main() -> None:
     """Read the command line."""
-    if len(sys.argv) != 2:
-        raise CompanionError("expected one run directory: python -m workflow.publish runs/demo")
-    directory = resolve(sys.argv[1])
+    parser = argparse.ArgumentParser(description="Write what of a finished run others can load; nothing is uploaded.")
+    parser.add_argument("run", help="directory of the run, such as runs/demo")
+    directory = resolve(parser.parse_args().run)
     publish(directory, directory / "publish")
 
 

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pandas as pd
 
 from lib.claims.ledger import summary
@@ -38,22 +37,23 @@ def record(job: Path, notebook: Path, status: int, stderr: str) -> dict[str, Any
 
     ``job`` is where its whole notebook would lie.
     """
-    dead_kernel = "DeadKernelError" in stderr
-    name, message = "DeadKernelError" if dead_kernel else "", f"exit status {status}"
-    if notebook.exists() and not dead_kernel:
+    name, message = "", f"exit status {status}"
+    if "DeadKernelError" in stderr:
+        name, message = "DeadKernelError", "the kernel died, as it does when memory runs out"
+    elif notebook.exists():
         # A job that is killed while it writes leaves half a notebook.
-        with contextlib.suppress(ValueError, nbformat.ValidationError):
-            for cell in nbformat.read(notebook, as_version=4).cells:
+        with contextlib.suppress(ValueError, KeyError):
+            for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
                 for output in cell.get("outputs", []):
-                    if output.output_type == "error":
-                        name, message = output.ename, output.evalue
-    elif stderr.strip() and not dead_kernel:
+                    if output["output_type"] == "error":
+                        name, message = output["ename"], output["evalue"]
+    elif stderr.strip():
         error, _, message = stderr.strip().splitlines()[-1].partition(": ")
         name = error.rpartition(".")[2]
     failure = {
         "notebook": short(notebook),
         "error": name or "unknown",
-        "message": "the kernel died, as it does when memory runs out" if dead_kernel else message,
+        "message": message,
         "memory": name in MEMORY_ERRORS or status in (-9, 137),
     }
     write_text_atomically(_path(job), json.dumps(failure, indent=1))
@@ -115,6 +115,11 @@ def models_of(profile: Profile, stage: str) -> list[str]:
     return list(profile.sources) if STAGES[stage].every_model else [profile.sae_model]
 
 
+def jobs(profile: Profile) -> list[tuple[str, str]]:
+    """Return stage and model of every job of a run, in the order of the stages."""
+    return [(stage, model) for stage in STAGES for model in models_of(profile, stage)]
+
+
 def finished(profile: Profile, stage: str, model: str | None = None) -> bool:
     """Say whether a stage is finished, for ``model`` if it runs per model."""
     return resolve(manifest(profile, stage, model)).exists()
@@ -152,10 +157,9 @@ def diagnosed(profile: Profile) -> list[str]:
 
 def take_away(profile: Profile) -> None:
     """Remove the notebooks of what is not current, so that it is made again from what is there."""
-    for stage in STAGES:
-        for model in models_of(profile, stage):
-            if not current(profile, stage, model):
-                resolve(executed(profile, stage, model)).unlink(missing_ok=True)
+    for stage, model in jobs(profile):
+        if not current(profile, stage, model):
+            resolve(executed(profile, stage, model)).unlink(missing_ok=True)
 
 
 def reachable(profile: Profile, models: list[str]) -> list[str]:
@@ -175,12 +179,12 @@ def missing(profile: Profile) -> pd.DataFrame:
         was none); no rows when all is there.
     """
     rows = []
-    for stage, specification in STAGES.items():
-        for model in models_of(profile, stage):
-            if not current(profile, stage, model):
-                job = resolve(executed(profile, stage, model))
-                log = short(logs[-1]) if (logs := attempts(job)) else ""
-                rows.append((stage, model if specification.per_model else "", _reason(profile, stage, model, job), log))
+    for stage, model in jobs(profile):
+        if not current(profile, stage, model):
+            job = resolve(executed(profile, stage, model))
+            log = short(logs[-1]) if (logs := attempts(job)) else ""
+            reason = _reason(profile, stage, model, job)
+            rows.append((stage, model if STAGES[stage].per_model else "", reason, log))
     return pd.DataFrame(rows, columns=["stage", "model", "reason", "log"])
 
 
