@@ -39,10 +39,6 @@ WITHOUT_A_MODEL = {
 
 TWIN = "untrained twin"
 
-UNMEASURED = {
-    "P1-subspaces": "no stage trains a probe on one ethical framework and reads another",
-}
-
 
 def frame(rows: list[Row]) -> pd.DataFrame:
     """Return rows of evidence as a frame with all columns."""
@@ -66,8 +62,10 @@ def of_vectors(annotations: pd.DataFrame, exploded: pd.DataFrame, *, n_subset: i
     for claim, (action, category) in EXAMPLES.items():
         values = annotations.loc[annotations["action"] == action, category]
         # One action may have several annotations; the page shows one of them.
-        named = exact(claim, values.max(), len(values)) if (values > 0).any() else None
-        yield named or {"id": claim, "reason": f"no annotation of this action names {category}"}
+        if (values > 0).any():
+            yield exact(claim, values.max(), len(values))
+        else:
+            yield from silent([claim], f"no annotation of this action names {category}")
     rows = exploded.merge(annotations[["id", "action"]], on="id")
     published, grouped = (
         rows.loc[rows[split] != "train", "action"].isin(rows.loc[rows[split] == "train", "action"]).mean()
@@ -302,5 +300,5 @@ def of_prompts(answers: pd.DataFrame) -> Iterator[Row]:
 
 
 def unmeasured() -> Iterator[Row]:
-    """Claims that no stage measures, each with the reason."""
-    return ({"id": claim, "reason": reason} for claim, reason in UNMEASURED.items())
+    """Claims that no stage measures, with the reason."""
+    return silent(["P1-subspaces"], "no stage trains a probe on one ethical framework and reads another")

@@ -18,7 +18,6 @@ FLAMES_SHA256 = "f53400dcbb8795fb262993bda0615afdc77de1c4685e7c94d2df2a3cd47613f
 AS_PUBLISHED = {"keep": "m", "agreement": "action-agree"}
 """Parameters of stage 01 under which the official file gives the published rows."""
 
-
 AS_READ = {"template": TEMPLATE, "pooling": "mean"}
 """Parameters of stage 03 under which a model is read as published."""
 
@@ -47,33 +46,32 @@ def facts_of(
     """
     vectors, steering = identities["vectors"], identities["steering"]
     official = vectors["inputs"]["annotations"] == TSV_SHA256
-    as_published = all(vectors["parameters"].get(name) == value for name, value in AS_PUBLISHED.items())
+    rows = "" if _chose(vectors["parameters"], AS_PUBLISHED) else ", other rows"
     hub = steering["facts"].get("hub", f"{steering['parameters']['model']} (local)")
     templates = {identity["parameters"].get("template", TEMPLATE) for identity in identities.values()}
-    counted = str(len(set(models) & set(paper_models()["name"])))
-    as_read = all(parameters.get(name, value) == value for parameters in diagnosed for name, value in AS_READ.items())
+    counted = len(set(models) & set(paper_models()["name"]))
+    way = "" if all(_chose(parameters, AS_READ) for parameters in diagnosed) else ", read in another way"
     flames = steering["inputs"]["prompts"] == FLAMES_SHA256
     judged = verdicts[verdicts["arm"] == "aligned"]
-    answered = steering["parameters"].get("protocol", CAREFUL)
-    protocols = {answered} & set(verdicts.get("protocol", pd.Series([CAREFUL])))
+    as_published = steering["parameters"]["protocol"] == PUBLISHED and PUBLISHED in set(verdicts["protocol"])
     return {
-        "data": OFFICIAL
-        if official and as_published
-        else "another file"
-        if not official
-        else f"{OFFICIAL}, other rows",
+        "data": f"{OFFICIAL}{rows}" if official else "another file",
         "model": "" if demo else hub if templates == {TEMPLATE} else f"{hub}, another template",
-        "models": counted if as_read else f"{counted}, read in another way",
+        "models": f"{counted}{way}",
         "layers": ranges(judged["layer"].dropna().unique()),
         "prompts": f"{FLAMES if flames else 'others,'} {verdicts['id'].nunique()}",
         "judge": judge_of(summary),
-        "protocol": PUBLISHED if PUBLISHED in protocols else CAREFUL,
+        "protocol": PUBLISHED if as_published else CAREFUL,
     }
+
+
+def _chose(parameters: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
+    return all(parameters[name] == value for name, value in values.items())
 
 
 def judge_of(summary: pd.DataFrame) -> str:
     """Return the name of the judge without its provider; empty for the offline rule and for a judge that is not usable."""
-    usable = summary["standing"].iloc[0] != "plumbing" and bool(summary.get("usable", pd.Series([True])).all())
+    usable = summary["standing"].iloc[0] != "plumbing" and summary["usable"].all()
     return str(summary["judge"].iloc[0]).rpartition("/")[2].lower() if usable else ""
 
 

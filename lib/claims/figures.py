@@ -3,16 +3,15 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lib.claims.ledger import OUTCOMES
+from lib.claims.ledger import DIFFERS, EXPLAINED, INCONCLUSIVE, NOT_COMPARABLE, NOT_RUN, REPRODUCED
 
 LOOKS = {
-    name: look
-    for name, *look in zip(
-        OUTCOMES,
-        ("#228833", "#CCBB44", "#AA3377", "#66CCEE", "#BBBBBB", "#EEEEEE"),
-        ("white", "black", "white", "black", "black", "black"),
-        strict=True,
-    )
+    REPRODUCED: ("#228833", "white"),
+    EXPLAINED: ("#CCBB44", "black"),
+    DIFFERS: ("#AA3377", "white"),
+    INCONCLUSIVE: ("#66CCEE", "black"),
+    NOT_COMPARABLE: ("#BBBBBB", "black"),
+    NOT_RUN: ("#EEEEEE", "black"),
 }
 """Outcome -> the colour of its bar and of the number in it."""
 

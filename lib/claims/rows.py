@@ -14,8 +14,7 @@ Row = dict[str, Any]
 Measured = dict[str, float]
 """``value, low, high, n``."""
 
-Z95, Z90 = norm.ppf(0.975), norm.ppf(0.95)
-MEASURED = ["value", "ci_low", "ci_high"]
+Z95 = norm.ppf(0.975)
 
 
 def silent(claims: Iterable[str], reason: str) -> Iterator[Row]:
@@ -36,8 +35,10 @@ def mean(rows: pd.DataFrame, *, level: float = 0.95) -> Measured | None:
     rows = rows.dropna(subset=["value"])
     if rows.empty:
         return None
-    value, low, high = rows[MEASURED].mean()
-    return _scaled(value, low, high, norm.ppf((1 + level) / 2) / Z95) | {"n": float(rows["n"].max())}
+    value, low, high = rows[["value", "ci_low", "ci_high"]].mean()
+    factor = norm.ppf((1 + level) / 2) / Z95
+    low, high = value - factor * (value - low), value + factor * (high - value)
+    return {"value": value, "low": low, "high": high, "n": float(rows["n"].max())}
 
 
 def highest(rows: pd.DataFrame, *, level: float = 0.95) -> Measured | None:
@@ -79,17 +80,9 @@ def beside(
     there = {name: control for name, control in controls.items() if control is not None} if "ours" in row else {}
     for name, control in there.items():
         values = {f"control_{key}": control[key] for key in ("value", "low", "high")}
-        contrast = (contrasts or {}).get(name)
-        if contrast is not None:
-            values |= {
-                "contrast": contrast["value"],
-                "contrast_low": contrast["low"],
-                "contrast_high": contrast["high"],
-            }
+        if contrast := (contrasts or {}).get(name):
+            names = {"contrast": "value", "contrast_low": "low", "contrast_high": "high"}
+            values |= {column: contrast[key] for column, key in names.items()}
         yield row | {"control_name": name} | values
     if not there:
         yield row
-
-
-def _scaled(value: float, low: float, high: float, factor: float) -> Measured:
-    return {"value": value, "low": value - factor * (value - low), "high": value + factor * (high - value)}

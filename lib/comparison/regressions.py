@@ -60,8 +60,7 @@ def counted(models: pd.DataFrame) -> pd.Series:
 
 def headlines(decisions: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Bring the decisions on all models, as notebook 03 writes them, into one frame, with ``model`` first."""
-    whole = pd.concat([table.assign(model=model) for model, table in decisions.items()], ignore_index=True)
-    return whole[["model", *whole.columns.drop("model")]]
+    return pd.concat(decisions, names=["model"]).reset_index("model").reset_index(drop=True)
 
 
 def comparable(table: pd.DataFrame, models: pd.DataFrame, *, parameters: ComparisonParameters) -> pd.DataFrame:

@@ -89,16 +89,15 @@ class ArmLoader:
             self._autoencoders[layer, source] = self._placed(self._read(folder, layer), layer)
         # The untuned arm has no tuned latents of its own: its counterpart of the selection is the aligned arm's.
         chosen = files.metadata(self._folder("aligned", layer) if name == "untuned" else folder)["tuned_latents"]
-        device = self.devices.get(layer, torch.device("cpu"))
-        selected = torch.tensor(chosen, dtype=torch.long, device=device)
         autoencoder, direction = self._autoencoders[layer, source], None
+        device = autoencoder.W_enc.device
         if name == "random-sae":
-            return Edit(autoencoder, selected, self._drawn(autoencoder, layer, intervention.replicate))
-        if name == "random-direction":
-            direction = random_direction(self.d_in, seed_of(self.seed, layer, intervention.replicate))
-        elif name == "mean-difference":
-            direction = self.contrasts.get(layer)
-        return Edit(autoencoder, selected, None if direction is None else direction.to(device))
+            direction = self._drawn(autoencoder, layer, intervention.replicate)
+        elif name == "random-direction":
+            direction = random_direction(self.d_in, seed_of(self.seed, layer, intervention.replicate)).to(device)
+        elif name == "mean-difference" and layer in self.contrasts:
+            direction = self.contrasts[layer].to(device)
+        return Edit(autoencoder, torch.tensor(chosen, dtype=torch.long, device=device), direction)
 
     def _drawn(self, like: SparseAutoencoder, layer: int, replicate: int) -> SparseAutoencoder:
         if (layer, replicate) not in self._autoencoders:

@@ -391,9 +391,15 @@ def test_alignment_is_read_on_rows_that_name_the_category_and_against_every_othe
 # --------------------------------------------------------------------------------------------- the run
 
 VECTORS = {"inputs": {"annotations": TSV_SHA256}, "parameters": {"keep": "m", "agreement": "action-agree"}}
-STEERING = {"facts": {"hub": "Qwen/Qwen3-8B"}, "inputs": {"prompts": facts.FLAMES_SHA256}, "parameters": {"model": "q"}}
-VERDICTS = pd.DataFrame({"id": ["1", "2"] * 37, "arm": "aligned", "layer": [*range(36), 0, 1] + [0] * 36})
-SUMMARY = pd.DataFrame({"judge": ["google/Gemini-2.5-Flash"], "standing": ["judged"]})
+STEERING = {
+    "facts": {"hub": "Qwen/Qwen3-8B"},
+    "inputs": {"prompts": facts.FLAMES_SHA256},
+    "parameters": {"model": "q", "protocol": "careful"},
+}
+VERDICTS = pd.DataFrame(
+    {"id": ["1", "2"] * 37, "arm": "aligned", "layer": [*range(36), 0, 1] + [0] * 36, "protocol": "careful"}
+)
+SUMMARY = pd.DataFrame({"judge": ["google/Gemini-2.5-Flash"], "standing": ["judged"], "usable": [True]})
 
 
 def run_facts(
@@ -433,7 +439,7 @@ def test_facts_of_runs_that_differ():
     assert run_facts(verdicts=judged)["protocol"] == "careful", "judged as published, decoded otherwise"
     assert run_facts(steering=decoded)["protocol"] == "careful"
     as_published = {"template": TEMPLATE, "pooling": "mean"}
-    assert run_facts(diagnosed=[as_published, {}])["models"] == "1"
+    assert run_facts(diagnosed=[as_published, as_published])["models"] == "1"
     for other in ({"template": "{action}"}, {"pooling": "last"}):
         assert run_facts(diagnosed=[as_published, as_published | other])["models"] == "1, read in another way"
     assert facts.ranges([7, 0, 1, 2, 5]) == "0-2, 5, 7"
@@ -442,7 +448,7 @@ def test_facts_of_runs_that_differ():
 @pytest.mark.parametrize("summary", [SUMMARY.assign(standing="plumbing"), SUMMARY.assign(usable=False)])
 def test_the_offline_rule_and_an_unusable_judge_are_no_judges(summary):
     assert facts.judge_of(summary) == ""
-    assert facts.judge_of(SUMMARY.assign(usable=True)) == "gemini-2.5-flash"
+    assert facts.judge_of(SUMMARY) == "gemini-2.5-flash"
 
 
 def test_prompts_are_counted():

@@ -219,6 +219,13 @@ def test_too_few_valid_verdicts_leave_a_claim_open(missing, expected):
         assert np.isfinite(found.loc["flames-psc1-gain", "ours"])
 
 
+def test_verdicts_lost_here_and_there_do_not_silence_a_paired_claim():
+    """Of two arms that each lack 7%, more than a tenth of the pairs are incomplete; each arm has enough of its own."""
+    generator = np.random.default_rng(0)
+    arms = {arm: np.where(generator.random(table.shape) < 0.07, np.nan, table) for arm, table in world().items()}
+    assert decided(arms, arms).loc["flames-psc1-gain", "decision"] == ledger.REPRODUCED
+
+
 @pytest.mark.parametrize(("missing", "share_"), [(0.05, 0.95), (0.3, None)])
 def test_the_published_protocol_counts_a_failed_call_against_the_arm_unless_too_many_fail(missing, share_):
     table = np.ones((100, 1))
