@@ -18,6 +18,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lib.diagnosis.decisions import SIGNAL, decide, margins
+from lib.diagnosis.dimensional import Probed
+from lib.diagnosis.kinds import kinds_of
+from lib.diagnosis.measurement import Reading, measure
+from lib.run.parameters import DiagnosisKeys
+from lib.vectors.moral_vectors import normalise
+
 DEMO = Path(__file__).resolve().parents[1] / "data" / "demo"
 # fmt: off
 COLUMNS = [
@@ -240,6 +247,36 @@ def test_known_answers_between_all_and_nothing(measured):
     last = measured[(measured["size"] == "small") & (measured["pooling"] == "last")].groupby("kind")["auc"].max()
     assert 0.62 < last["quarter"] < 0.8 < last["moral"]
     assert last[["half", "topic", "indifferent", "untrained"]].max() < last["quarter"] - 0.05
+
+
+def test_known_answer_the_decision_of_stage_03_follows_the_dose(exploded):
+    """Virtue against vice at the last token of the last block: what is left of the labels is signal, their topic is none."""
+    polarity = np.select([exploded["virtue"] > 0, exploded["vice"] > 0], ["virtue", "vice"], "neutral")
+    subset = exploded[["action"]].assign(foundation=exploded["foundations"], polarity=polarity)
+    subset = subset.assign(typicality=exploded[["virtue", "vice"]].max(axis=1))
+    subset = subset[subset["polarity"] != "neutral"].reset_index(drop=True)
+    actions = subset["action"].map(normalise).to_numpy(object)
+    nothing = Probed(np.zeros((0, 10)), np.array([], dtype=object), np.array([], dtype=object))
+    kinds = kinds_of(subset, nothing, actions=actions, permutations=20, seed=0)
+    decided = {}
+    for name in ("moral", "quarter", "half", "topic"):
+        x = residuals(f"{name}-small", list(subset["action"]))["last"][-1]
+        measured = measure(
+            {"categorical": kinds["categorical"]},
+            actions=actions,
+            tokens=np.array([len(action.split()) for action in actions]),
+            readings=[Reading(0, "last")],
+            read=lambda _, x=x: x,
+            width=x.shape[1],
+        )
+        decided[name] = decide(measured, margins(DiagnosisKeys())).set_index("kind").loc["categorical"]
+    gain = {name: row["gain"] for name, row in decided.items()}
+    decision = {name: row["decision"] for name, row in decided.items()}
+    assert decision["moral"] == decision["quarter"] == SIGNAL
+    assert SIGNAL not in (decision["half"], decision["topic"])
+    assert gain["moral"] > 0.3
+    assert 0.06 < gain["quarter"] < 0.2
+    assert max(gain["half"], gain["topic"]) < 0.05
 
 
 def test_known_answer_the_topic_model_knows_what_an_action_is_about(kept):
