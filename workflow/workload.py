@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from gguf import GGUFReader
 
+from lib.activations.sizes import EXPERTS, EXPERTS_PER_TOKEN, active_parameters
 from lib.run.files import read_text, resolve, short
 from lib.run.keys import DRAWN_ARMS, ArmName
 from lib.run.profile import ModelSource, Profile
@@ -57,7 +58,6 @@ ASSUMED = Assumptions()
 
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 WIDTH = ("hidden_size", "n_embd", "d_model")
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 """Keys of a configuration, of which each family has one."""
 
 UNKNOWN = Size(8e9, 8e9, 36, 4096)
@@ -162,18 +162,10 @@ def _size_on_disk(directory: Path) -> Size | None:
     counts: dict[str, int] = {}
     for file in directory.glob("*.safetensors"):
         counts |= {name: _numbers(name, item) for name, item in tensors_in(file).items()}
-    layers, width, experts = (
-        next((config[key] for key in keys if config.get(key)), None) for keys in (LAYERS, WIDTH, EXPERTS)
-    )
+    layers, width = (next((config[key] for key in keys if config.get(key)), None) for keys in (LAYERS, WIDTH))
     if layers is None or width is None:
         return None
-    active = _active(counts, ".experts.", (config.get("num_experts_per_tok") or 1) / (experts or 1))
-    return Size(sum(counts.values()), active, layers, width)
-
-
-def _active(counts: dict[str, int], expert: str, share: float) -> float:
-    """Count the parameters that read one token: of the tensors of experts, by their names, a share."""
-    return sum(count * (share if expert in name else 1) for name, count in counts.items())
+    return Size(sum(counts.values()), active_parameters(counts, config), layers, width)
 
 
 def _numbers(name: str, tensor: dict[str, Any]) -> int:
@@ -194,6 +186,6 @@ def _size_in_gguf(file: Path) -> Size | None:
     except (ValueError, IndexError, KeyError) as error:
         raise ResourceError(f"{short(file)} is no whole GGUF file ({error}). Download it again.") from None
     counts = {tensor.name: int(tensor.n_elements) for tensor in reader.tensors}
-    used, experts = (reader.fields.get(f"{kind}.{key}") for key in ("expert_used_count", "expert_count"))
-    share = used.contents() / experts.contents() if used and experts else 1
-    return Size(sum(counts.values()), _active(counts, "_exps.", share), layers, width)
+    routing = {EXPERTS[0]: f"{kind}.expert_count", EXPERTS_PER_TOKEN: f"{kind}.expert_used_count"}
+    config = {key: reader.fields[field].contents() for key, field in routing.items() if field in reader.fields}
+    return Size(sum(counts.values()), active_parameters(counts, config), layers, width)

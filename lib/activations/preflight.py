@@ -19,6 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
+from lib.activations.sizes import EXPERTS, EXPERTS_PER_TOKEN, active_parameters
 from lib.run.resources import QUANTISED, Reading, ResourceError, Size
 
 SHARE_OF_MATRIX_RATE = {"cpu": 0.9, "cuda": 0.5}
@@ -48,20 +49,15 @@ def auto_class(config: PreTrainedConfig) -> type[AutoModelForCausalLM] | type[Au
 
 
 def size_from_config(config: PreTrainedConfig) -> Size:
-    """Count the parameters of a configuration on the meta device: nothing is read and nothing allocated.
-
-    Of the experts of a layer, only those that read one token are active.
-    """
+    """Count the parameters of a configuration on the meta device: nothing is read and nothing allocated."""
     text = config.get_text_config()
     with torch.device("meta"):
         # A configuration class that the model brings is here only because the user let its code run.
         own_code = type(config).__module__.startswith("transformers_modules")
         model = auto_class(config).from_config(config, trust_remote_code=own_code)
-    experts = getattr(text, "num_experts", None) or getattr(text, "num_local_experts", None) or 1
-    share = (getattr(text, "num_experts_per_tok", None) or 1) / experts
     counts = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    active = sum(count * (share if ".experts." in name else 1) for name, count in counts.items())
-    return Size(sum(counts.values()), active, text.num_hidden_layers, text.hidden_size)
+    routing = {key: getattr(text, key, None) for key in (*EXPERTS, EXPERTS_PER_TOKEN)}
+    return Size(sum(counts.values()), active_parameters(counts, routing), text.num_hidden_layers, text.hidden_size)
 
 
 def this_machine(directory: Path, device: str = "auto", dtype: str = "float32") -> Machine:
@@ -94,7 +90,7 @@ def require_fit(needed: Reading, machine: Machine, object_store: bool = False) -
     With an ``object_store`` the arrays need no disk here.
     """
     if shortage := _shortage(needed, machine):
-        raise ResourceError(_short_of_memory(needed, machine, shortage))
+        raise ResourceError(_short_of_memory(needed, machine, *shortage))
     if needed.store_bytes > machine.disk and not object_store:
         raise ResourceError(_short_of_disk(needed, machine.disk))
 
@@ -119,26 +115,19 @@ def report(needed: Reading, machine: Machine) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["quantity", "needed", "free here"]).set_index("quantity")
 
 
-class Shortage(NamedTuple):
-    """Bytes of memory that are needed and that are free, and where."""
-
-    needed: float
-    free: float
-    where: str
-
-
-def _shortage(needed: Reading, machine: Machine) -> Shortage | None:
+def _shortage(needed: Reading, machine: Machine) -> tuple[float, float, str] | None:
+    """Return the bytes of memory that are needed and that are free, and where, if these are fewer."""
     memory, host, device = needed.weight_bytes + needed.batch_bytes, needed.chunk_bytes, needed.keys.device
     if machine.gpus:
         free = machine.gpus[0] if device == "cuda" else sum(machine.gpus)
         if memory > free:
-            return Shortage(memory, free, "on the GPU" if device == "cuda" else f"on {len(machine.gpus)} GPU(s)")
+            return memory, free, "on the GPU" if device == "cuda" else f"on {len(machine.gpus)} GPU(s)"
     elif device != "remote":
         host += memory
-    return Shortage(host, machine.memory, "in memory here") if host > machine.memory else None
+    return (host, machine.memory, "in memory here") if host > machine.memory else None
 
 
-def _short_of_memory(needed: Reading, machine: Machine, shortage: Shortage) -> str:
+def _short_of_memory(needed: Reading, machine: Machine, memory: float, free: float, where: str) -> str:
     together = (needed.weight_bytes + needed.batch_bytes) * 1.1
     settings = [text for text, changed in _smaller(needed, machine) if not _shortage(changed, machine)]
     if machine.gpus:
@@ -147,9 +136,9 @@ def _short_of_memory(needed: Reading, machine: Machine, shortage: Shortage) -> s
         settings.append(f"device: auto on GPUs with {_gigabytes(together)} together")
     settings.append("device: remote (NDIF)")
     return (
-        f"{_gigabytes(shortage.needed)} are needed (weights {_gigabytes(needed.weight_bytes)}, a batch of "
+        f"{_gigabytes(memory)} are needed (weights {_gigabytes(needed.weight_bytes)}, a batch of "
         f"{needed.keys.token_budget:,} tokens {_gigabytes(needed.batch_bytes)}, chunks of the store "
-        f"{_gigabytes(needed.chunk_bytes)}) and {_gigabytes(shortage.free)} are free {shortage.where}. Any of these would do: "
+        f"{_gigabytes(needed.chunk_bytes)}) and {_gigabytes(free)} are free {where}. Any of these would do: "
         f"{'; '.join(settings)}."
     )
 

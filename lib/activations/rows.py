@@ -4,13 +4,14 @@ import numpy as np
 import pandas as pd
 
 from lib.run.parameters import ActivationsParameters
-
-PUBLISHED_SEED = 42
-"""Of everything that the released recipe draws, and of this draw, so that a store holds its rows whatever the run's seed."""
+from lib.vectors.moral_vectors import PUBLISHED_SEED
 
 
 def sample_of_actions(annotations: pd.DataFrame, *, rows: int) -> pd.DataFrame:
-    """Return all annotations, or, if there are more than ``rows``, those of randomly drawn actions, ``rows`` at most."""
+    """Return all annotations, or, if there are more than ``rows``, those of randomly drawn actions, ``rows`` at most.
+
+    The draw has the published seed, so that a store holds its rows whatever the run's seed.
+    """
     if len(annotations) <= rows:
         return annotations
     codes, distinct = pd.factorize(annotations["action"], sort=True)

@@ -84,11 +84,7 @@ def configuration(
     Raises:
         ModelError: see :func:`locate`; the model brings code that nobody asked for; or has fewer blocks.
     """
-    found = locate(source, revision)
-    if not found.gguf_file:
-        _refuse_unknown(source, found, trust_remote_code)
-    with readable(source, revision):
-        config = AutoConfig.from_pretrained(found.place, trust_remote_code=trust_remote_code, **found.options)
+    config = _from_files(AutoConfig, source, revision=revision, trust_remote_code=trust_remote_code)
     if preflight.auto_class(config) is None:
         raise ModelError(f"{source} ({config.model_type}) is not a decoder-only language model of transformers")
     if first_layers is not None:
@@ -106,11 +102,7 @@ def configuration(
 
 def tokenizer(source: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Return a model's tokenizer, with a padding token, without its weights; errors as of :func:`configuration`."""
-    found = locate(source, revision)
-    if not found.gguf_file:
-        _refuse_unknown(source, found, trust_remote_code)
-    with readable(source, revision):
-        opened = AutoTokenizer.from_pretrained(found.place, trust_remote_code=trust_remote_code, **found.options)
+    opened = _from_files(AutoTokenizer, source, revision=revision, trust_remote_code=trust_remote_code)
     if opened.pad_token is None:
         opened.pad_token = opened.eos_token or opened.convert_ids_to_tokens(0)  # any will do: the mask hides it
     return opened
@@ -153,15 +145,22 @@ def readable(source: str, revision: str | None = None) -> Iterator[None]:
         raise ModelError(f"{source} cannot be read: {error}") from error
 
 
+def _from_files(auto_class: Any, source: str, *, revision: str | None, trust_remote_code: bool) -> Any:
+    """Return what a class such as ``AutoConfig`` makes of a model's files."""
+    found = locate(source, revision)
+    if not found.gguf_file:
+        _refuse_unknown(source, found, trust_remote_code)
+    with readable(source, revision):
+        return auto_class.from_pretrained(found.place, trust_remote_code=trust_remote_code, **found.options)
+
+
 def _refuse_unknown(source: str, found: Location, trust_remote_code: bool) -> None:
     """Refuse a model that transformers does not know; its own code runs only if the user says so."""
-    with readable(source, found.commit):
-        file = (
-            hf_hub_download(source, "config.json", revision=found.commit)
-            if found.commit
-            else Path(found.place, "config.json")
-        )
-    config = json.loads(Path(file).read_text(encoding="utf-8"))
+    file = Path(found.place, "config.json")
+    if found.commit:
+        with readable(source, found.commit):
+            file = Path(hf_hub_download(source, "config.json", revision=found.commit))
+    config = json.loads(file.read_text(encoding="utf-8"))
     kind = config.get("model_type")
     if trust_remote_code or kind in CONFIG_MAPPING:
         return

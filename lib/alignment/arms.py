@@ -45,15 +45,15 @@ Further permutations of the labels lie beside ``shuffled``, numbered from 2.
 DIRECTIONS = ("ridge", "probe")
 """Arms that read the stream and reconstruct nothing."""
 
-WHOLE = "random-weights"
-"""The arm stored with all its weights, because its frozen ones are nowhere else; the others keep their tuned latents."""
-
 Folders = dict[str, list[Path]]
 """Arm -> its folders: one, or one per permutation of the labels."""
 
 
 def align_layers(stage: Stage, rows: Reader, *, parameters: AlignmentParameters) -> dict[int, Folders]:
-    """Return the folders of every arm of every layer, made where they are not there; in a part, of this job's layers.
+    """Return the folders of every arm of every layer; in a part, of this job's layers.
+
+    What is not there is made, and then measured, while a layer's rows are in memory, so they are read once. A layer's folder
+    holds the tables of :func:`tuned_share` and :func:`measure`.
 
     Raises:
         files.FormatError: an autoencoder is of another width, pooling or split than the rows, or is one of tokens while the
@@ -63,19 +63,19 @@ def align_layers(stage: Stage, rows: Reader, *, parameters: AlignmentParameters)
     for layer in share(parameters.layers):
         source = stage.inputs["sae"] / folder_of(layer) / FOLDERS["untuned"]
         require_same(source, parameters=parameters)
-        folders[layer] = {}
+        folders[layer], about = {}, {"rows": rows, "layer": layer, "parameters": parameters}
         for arm, folder in FOLDERS.items():
             if folder == FOLDERS["untuned"]:
                 folders[layer][arm] = [source]
                 continue
-            about = {"arm": arm, "rows": rows, "layer": layer, "parameters": parameters}
-            draws = parameters.label_shuffles if arm == "shuffled" else 1
+            place, draws = f"{folder_of(layer)}/{folder}", parameters.label_shuffles if arm == "shuffled" else 1
             folders[layer][arm] = [
-                stage.folder(
-                    f"{folder_of(layer)}/{folder}" + (f"_{draw}" * (draw > 1)), make, source, draw=draw, **about
-                )
+                stage.folder(place + (f"_{draw}" * (draw > 1)), make, source, arm=arm, draw=draw, **about)
                 for draw in range(1, draws + 1)
             ]
+        stage.table(f"{folder_of(layer)}/tuned.parquet", tuned_share, source, **about)
+        names = [f"{folder_of(layer)}/{name}.parquet" for name in ("alignment", "similarity")]
+        stage.tables(names, measure, folders[layer], **about)
     return folders
 
 
@@ -111,7 +111,7 @@ def make(
     if tuning.frozen_hash(aligned, chosen.tuned) != tuning.frozen_hash(sae, chosen.tuned):
         raise AssertionError(f"layer {layer}, {arm}: a frozen weight has changed")
     about |= {"tuned_latents": chosen.tuned.tolist()}
-    if arm == WHOLE:
+    if arm == "random-weights":  # whose frozen weights are nowhere else
         files.save(folder, aligned, about)
     else:
         files.save_tuned(folder, aligned, base=source, metadata=about)
@@ -147,38 +147,36 @@ def selection_of(arm: str, table: pd.DataFrame, *, seed: int) -> selection.Selec
     return selection.randomly(chosen, table["activity"].to_numpy(), seed=seed) if at_random else chosen
 
 
-def tuned_share(stage: Stage, vectors: np.ndarray, *, parameters: AlignmentParameters) -> pd.DataFrame:
+def tuned_share(source: Path, *, rows: Reader, layer: int, parameters: AlignmentParameters) -> pd.DataFrame:
     """Return what is tuned: ``layer, tuned, latents, frozen_share`` (of weights), ``random_tuned``, ``targets_below_floor``.
 
     ``random_tuned`` counts the latents of the arm ``random`` that are tuned ones, in other roles. The last is the share of
-    positive typicalities of the training rows' ``vectors`` [rows, 10] that the published alignment loss cannot reach.
+    positive typicalities of the training rows that the published alignment loss cannot reach.
     """
-    records, below = [], objective.share_below_floor(vectors)
-    for layer in parameters.layers:
-        source = stage.inputs["sae"] / folder_of(layer) / FOLDERS["untuned"]
-        table = features_of(source)
-        tuned, drawn = (selection_of(arm, table, seed=parameters.seed).tuned for arm in ("aligned", "random"))
-        frozen, overlap = tuning.frozen_share(files.load(source), tuned), int(np.isin(drawn, tuned).sum())
-        records.append((layer, len(tuned), len(table), frozen, overlap, below))
-    columns = ["layer", "tuned", "latents", "frozen_share", "random_tuned", "targets_below_floor"]
-    return pd.DataFrame(records, columns=columns)
-
-
-def measure(rows: Reader, folders: dict[int, Folders], *, parameters: AlignmentParameters) -> dict[str, pd.DataFrame]:
-    """Measure the arms in ``folders`` (of :func:`align_layers`) on the test rows, and on no others.
-
-    Returns ``alignment``, of :func:`lib.alignment.evaluation.evaluate`, and ``similarity`` of categories, both by ``layer``.
-    """
-    measured, similar = [], []
-    for layer, of_layer in folders.items():
-        test = rows(layer)["test"]
-        applied = {
-            arm: [apply(arm, folder, test, seed=parameters.seed) for folder in draws] for arm, draws in of_layer.items()
+    table = features_of(source)
+    tuned, drawn = (selection_of(arm, table, seed=parameters.seed).tuned for arm in ("aligned", "random"))
+    return pd.DataFrame(
+        {
+            "layer": [layer],
+            "tuned": len(tuned),
+            "latents": len(table),
+            "frozen_share": tuning.frozen_share(files.load(source), tuned),
+            "random_tuned": int(np.isin(drawn, tuned).sum()),
+            "targets_below_floor": objective.share_below_floor(rows(layer)["train"].vectors),
         }
-        table = evaluation.evaluate(applied, test, draws=parameters.bootstrap_draws, seed=parameters.seed)
-        measured.append(table.assign(layer=layer))
-        similar.append(evaluation.similarities(applied, test.vectors).assign(layer=layer))
-    return {"alignment": pd.concat(measured), "similarity": pd.concat(similar)}
+    )
+
+
+def measure(folders: Folders, *, rows: Reader, layer: int, parameters: AlignmentParameters) -> dict[str, pd.DataFrame]:
+    """Measure a layer's arms in ``folders`` (of :func:`align_layers`) on the test rows, and on no others.
+
+    Returns ``alignment``, of :func:`lib.alignment.evaluation.evaluate`, and ``similarity`` of categories, both with ``layer``.
+    """
+    test, seed = rows(layer)["test"], parameters.seed
+    applied = {arm: [apply(arm, folder, test, seed=seed) for folder in draws] for arm, draws in folders.items()}
+    table = evaluation.evaluate(applied, test, draws=parameters.bootstrap_draws, seed=seed)
+    similar = evaluation.similarities(applied, test.vectors)
+    return {"alignment": table.assign(layer=layer), "similarity": similar.assign(layer=layer)}
 
 
 def apply(arm: str, folder: Path, test: Rows, *, seed: int) -> evaluation.Applied:

@@ -36,7 +36,7 @@ def apply(sae: SparseAutoencoder, selection: Selection, rows: np.ndarray) -> App
     """Apply an autoencoder, with the latents that stand for each category, to raw rows [rows, d_in]."""
     tuned = torch.from_numpy(selection.tuned).to(sae.W_enc.device)
     readout, activity, errors = torch.from_numpy(selection.readout).to(tuned.device), [], []
-    for part in torch.from_numpy(np.ascontiguousarray(rows, dtype=np.float32)).split(ROWS_AT_ONCE):
+    for part in torch.as_tensor(rows, dtype=torch.float32).split(ROWS_AT_ONCE):
         x = part.to(tuned.device)
         x_hat, feature_acts = sae(x)
         activity.append((feature_acts[:, tuned] @ readout).double().cpu())
@@ -47,7 +47,7 @@ def apply(sae: SparseAutoencoder, selection: Selection, rows: np.ndarray) -> App
 @torch.no_grad()
 def read(directions: SparseAutoencoder, rows: np.ndarray, *, rectified: bool) -> Applied:
     """Read ten directions of raw rows [rows, d_in], as latents that fire where ``rectified``; their errors are NaN."""
-    x = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.float32)).to(directions.W_enc.device)
+    x = torch.as_tensor(rows, dtype=torch.float32, device=directions.W_enc.device)
     activity = (directions.encode if rectified else directions.hidden_pre)(x)
     return Applied(activity.double().cpu().numpy(), np.full(len(rows), np.nan))
 

@@ -41,7 +41,7 @@ def activations_of(sae: SparseAutoencoder, rows: np.ndarray | csr_array) -> torc
     """
     if isinstance(rows, csr_array):
         return torch.from_numpy(rows.toarray()).to(sae.W_enc.device)
-    return sae.encode(torch.from_numpy(np.ascontiguousarray(rows)).to(sae.W_enc.device))
+    return sae.encode(torch.from_numpy(rows).to(sae.W_enc.device))
 
 
 @torch.no_grad()
@@ -58,7 +58,7 @@ def correlations(
         activate every latent, [d_sae].
     """
     device, chunk = sae.W_enc.device, max(1, ACTIVATIONS_AT_ONCE // sae.d_sae)
-    y = torch.from_numpy(np.ascontiguousarray(columns, dtype=np.float32)).to(device)
+    y = torch.tensor(columns, dtype=torch.float32, device=device)
     y -= y.mean(dim=0, dtype=torch.float64)
     # Sums of single latents are float64; no activation is ever copied into it.
     sums, squares, fired = (torch.zeros(sae.d_sae, dtype=torch.float64, device=device) for _ in range(3))

@@ -1,10 +1,11 @@
-"""Stage 05 layer by layer: an autoencoder for each, its moral latents and its quality.
+"""Stage 05 layer by layer: an autoencoder for each, its quality and its moral latents.
 
-Every layer has a folder of its own, and what is there is not computed again. So jobs can share the layers (the cells
+Every layer has a folder of its own, and what is there is not computed again. So jobs can share the layers (the cell
 tagged ``shared`` in the notebook), and the notebook that runs last joins what they made.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from lib.run.stage import Stage, share
 from lib.sae import features, files, model, tokens, training
 from lib.sae.model import SparseAutoencoder
 from lib.sae.recipe import recipe_of
-from lib.sae.rows import Reader, folder_of
+from lib.sae.rows import Reader, Rows, folder_of
 
 TRAIN = "train"
 """The ``sae_source`` that trains; any other is a directory or a hub id of autoencoders by others."""
@@ -24,21 +25,32 @@ TRAIN = "train"
 AT_MOST_AT_ONCE = 4
 
 
-def train_layers(stage: Stage, rows: Reader, *, parameters: SAEParameters) -> dict[int, Path]:
-    """Return the folder of every layer's autoencoder, made where it is not there; in a part, of this job's layers.
+def learn_layers(
+    stage: Stage, rows: Reader, *, parameters: SAEParameters
+) -> tuple[dict[int, Path], dict[int, pd.DataFrame]]:
+    """Return the folder of every layer's autoencoder and its table of features; in a part, those of this job's layers.
 
-    A GPU trains as many layers at once as fit its memory, a CPU one after another. Either way no layer's result depends on
-    another layer.
+    What is not there is made while a layer's rows are in memory, so they are read once. A GPU works on as many layers at
+    once as fit its memory, a CPU on one after another. Either way no layer's result depends on another layer.
     """
 
-    def one(layer: int) -> Path:
-        about = {"store": stage.inputs.get("activations"), "parameters": parameters}
-        return stage.folder(f"{folder_of(layer)}/pretrained", make, rows, layer=layer, **about)
+    def one(layer: int) -> tuple[Path, pd.DataFrame]:
+        own = cache(rows)  # this layer's rows stay, whatever other threads read
+        about = {"layer": layer, "parameters": parameters}
+        folder = stage.folder(
+            f"{folder_of(layer)}/pretrained", make, own, store=stage.inputs.get("activations"), **about
+        )
+        seen = tokens.reader(stage, own, parameters=parameters)
+        return folder, stage.table(f"{folder_of(layer)}/features.parquet", identified, folder, seen, **about)
 
     layers = share(parameters.layers)
     missing = [layer for layer in layers if not (stage.directory / folder_of(layer) / "pretrained").exists()]
     with ThreadPoolExecutor(layers_at_once(rows, missing, parameters=parameters)) as pool:
-        return dict(zip(layers, pool.map(one, layers), strict=True))
+        learned = dict(zip(layers, pool.map(one, layers), strict=True))
+    return (
+        {layer: folder for layer, (folder, _) in learned.items()},
+        {layer: table for layer, (_, table) in learned.items()},
+    )
 
 
 def layers_at_once(rows: Reader, layers: list[int], *, parameters: SAEParameters) -> int:
@@ -53,73 +65,65 @@ def layers_at_once(rows: Reader, layers: list[int], *, parameters: SAEParameters
 
 
 def make(folder: Path, rows: Reader, *, layer: int, parameters: SAEParameters, store: Path | None = None) -> None:
-    """Fill ``folder`` with a layer's autoencoder, trained or read from ``sae_source``, and its history.
+    """Fill ``folder`` with a layer's autoencoder, trained or read from ``sae_source``, its history and its quality.
 
     The checkpoint of a training lies beside ``folder``, which is temporary, so that an interrupted training goes on. The
     history of an autoencoder by others has one line: its measures on the validation rows. One of tokens is accompanied by its
     latents of every action, pooled; its model must be the one of the activations in ``store``.
+
+    ``quality.parquet`` has a row per split: ``layer, split, mse, l0, fvu, dead`` with the measures of
+    :class:`lib.sae.model.Quality`, ``rows``, ``d_sae``, ``epochs`` of training (0 for an autoencoder by others),
+    ``target_l0`` (NaN for one), ``missed``: L0 is more than 10% away from its target, and ``unit``, what was measured: every
+    ``row``, or every ``token`` of the rows' distinct actions.
     """
-    checkpoint = folder.parent / ".pretrained.checkpoint"
+    checkpoint, sides = folder.parent / ".pretrained.checkpoint", rows(layer)
     about = {"model_name": parameters.model, "hook_name": f"model.layers.{layer}"}
-    about |= {"pooling": parameters.pooling, "split": parameters.split, "kind": files.POOLED}
-    sides = rows(layer)
-    held_out = sides["validation"].x
+    about |= {"pooling": parameters.pooling, "split": parameters.split, "kind": parameters.sae_kind}
+    x, held_out = sides["train"].x, sides["validation"].x
     if parameters.sae_source == TRAIN:
-        sae, history = training.train(
-            sides["train"].x, held_out, parameters=parameters, label=f"layer {layer}", checkpoint=checkpoint
-        )
+        how = {"parameters": parameters, "label": f"layer {layer}", "checkpoint": checkpoint}
+        sae, history = training.train(x, held_out, **how)
+        measured, epochs = measures(sae, sides), len(history)
     else:
-        sae, theirs = files.load_foreign(parameters.sae_source, layer=layer, d_in=held_out.shape[1])
+        sae, theirs = files.load_foreign(parameters.sae_source, layer=layer, d_in=x.shape[1])
         files.require_kind(parameters.sae_source, theirs, kind=parameters.sae_kind, pooling=parameters.pooling)
-        about, device = theirs | about | {"kind": parameters.sae_kind}, training.default_device()
         if parameters.sae_kind == files.TOKENS:
             measured = tokens.write(folder, sae, store=store, sides=sides, layer=layer, parameters=parameters)
         else:
-            measured = model.quality(sae.to(device), torch.from_numpy(held_out).to(device))
-        sae, history = sae.cpu(), pd.DataFrame([{"epoch": 0, "target_l0": float("nan"), **measured}])
-    files.save(folder, sae, about)
+            measured = measures(sae, sides)
+        history = pd.DataFrame([{"epoch": 0, "target_l0": float("nan"), **measured["validation"]}])
+        about, epochs = theirs | about, 0
+    target = float(history["target_l0"].iloc[0])
+    quality = pd.DataFrame([{"layer": layer, "split": side, **of_side} for side, of_side in measured.items()])
+    quality = quality.assign(
+        rows=[len(sides[side].vectors) for side in measured],
+        d_sae=sae.d_sae,
+        epochs=epochs,
+        target_l0=target,
+        missed=[training.misses(l0, target) for l0 in quality["l0"]],
+        unit="token" if parameters.sae_kind == files.TOKENS else "row",
+    )
+    files.save(folder, sae.cpu(), about)
     history.to_parquet(folder / "history.parquet", index=False)
+    quality.to_parquet(folder / "quality.parquet", index=False)
     checkpoint.unlink(missing_ok=True)
 
 
-def identify_layers(stage: Stage, rows: Reader, *, parameters: SAEParameters) -> dict[int, pd.DataFrame]:
-    """Return every layer's table of features, computed where it is not there; in a part, of this job's layers."""
-
-    def identified(layer: int) -> pd.DataFrame:
-        settings = {"permutations": parameters.permutations, "seed": parameters.seed}
-        return features.identify(pretrained(stage, layer), rows(layer), **settings)
-
-    layers = share(parameters.layers)
-    return {layer: stage.table(f"{folder_of(layer)}/features.parquet", identified, layer) for layer in layers}
+def measures(sae: SparseAutoencoder, sides: dict[str, Rows]) -> dict[str, dict[str, float]]:
+    """Return the quality of an autoencoder of pooled vectors on the rows of each split, measured on the GPU if there is one."""
+    device = training.default_device()
+    sae = sae.to(device)
+    return {side: model.quality(sae, torch.from_numpy(part.x).to(device)) for side, part in sides.items()}
 
 
-def quality_of_layers(stage: Stage, rows: Reader, *, parameters: SAEParameters) -> pd.DataFrame:
-    """Measure every layer's autoencoder on the rows of each split.
-
-    Returns:
-        Columns ``layer, split, mse, l0, fvu, dead, rows`` with the measures of :func:`lib.sae.model.quality`, ``d_sae``,
-        ``epochs`` of training (0 for an autoencoder by others) and ``target_l0`` (NaN for one), ``missed``: L0 is more than 10%
-        away from its target, and ``unit``, what was measured: every ``row``, or every ``token`` of the rows' distinct actions.
-    """
-    records, of_tokens = [], parameters.sae_kind == files.TOKENS
-    for layer in parameters.layers:
-        folder, sae = stage.directory / folder_of(layer) / "pretrained", pretrained(stage, layer)
-        history = pd.read_parquet(folder / "history.parquet")
-        target, epochs = float(history["target_l0"].iloc[0]), len(history) if parameters.sae_source == TRAIN else 0
-        for split, part in rows(layer).items():
-            if of_tokens:
-                measured = tokens.quality(folder, split)
-            else:
-                measured = model.quality(sae, torch.from_numpy(part.x).to(sae.W_enc.device))
-            size = {"rows": len(part.vectors), "d_sae": sae.d_sae, "epochs": epochs, "target_l0": target}
-            missed = training.misses(measured["l0"], target)
-            unit = "token" if of_tokens else "row"
-            records.append({"layer": layer, "split": split, **measured, **size, "missed": missed, "unit": unit})
-    return pd.DataFrame(records)
+def identified(folder: Path, rows: Reader, *, layer: int, parameters: SAEParameters) -> pd.DataFrame:
+    """Return the table of features of the autoencoder in ``folder``, on the GPU if there is one."""
+    sae, settings = files.load(folder), {"permutations": parameters.permutations, "seed": parameters.seed}
+    return features.identify(sae.to(training.default_device()), rows(layer), **settings)
 
 
 def remarks(quality: pd.DataFrame) -> list[str]:
-    """Say in words what the table of :func:`quality_of_layers` shows of each layer's size, training and target."""
+    """Say in words what the tables of quality (:func:`make`) show of each layer's size, training and target."""
     said = []
     for layer, part in quality.groupby("layer"):
         train, test = part.set_index("split").loc["train"], part.set_index("split").loc["test"]
@@ -146,8 +150,3 @@ def remarks(quality: pd.DataFrame) -> list[str]:
                 f"{train['target_l0']:.0f}.** The penalty moves by at most 20% per epoch: raise sae_epochs, or use topk."
             )
     return said
-
-
-def pretrained(stage: Stage, layer: int) -> SparseAutoencoder:
-    """Return a layer's autoencoder, on the GPU if there is one."""
-    return files.load(stage.directory / folder_of(layer) / "pretrained").to(training.default_device())

@@ -9,6 +9,7 @@ biases, so ``x`` is the raw residual stream.
 """
 
 import copy
+import math
 
 import torch
 from torch import Tensor, nn
@@ -90,13 +91,13 @@ def batch_top_k(hidden_pre: Tensor, k: int) -> Tensor:
 
 
 @torch.no_grad()
-def fraction_of_variance_unexplained(x: Tensor, errors: Tensor, weights: Tensor | None = None) -> Tensor:
+def fraction_of_variance_unexplained(x: Tensor, errors: Tensor, weights: Tensor) -> Tensor:
     """Return the share of the variance of x [rows, d_in] that a reconstruction misses: 0 for the identity, 1 for the mean.
 
     ``errors`` [rows] are squared lengths of every row's error, ``weights`` [draws, rows] say how often a row counts. The
-    result is [draws], or [1] without weights; NaN where x does not vary.
+    result is [draws]; NaN where x does not vary.
     """
-    weights = torch.ones(1, len(x), dtype=torch.float64, device=x.device) if weights is None else weights.double()
+    weights = weights.double()
     # The mean of a residual stream can be thousands of times its spread.
     centre = x.mean(dim=0, dtype=torch.float64).to(x.dtype)
     squares = torch.zeros(len(weights), dtype=torch.float64, device=x.device)
@@ -109,21 +110,44 @@ def fraction_of_variance_unexplained(x: Tensor, errors: Tensor, weights: Tensor 
     return torch.where(spread > 0, weights @ errors.double() / spread, torch.nan)
 
 
-@torch.no_grad()
-def quality(sae: SparseAutoencoder, x: Tensor) -> dict[str, float]:
-    """Return ``mse``, ``l0`` (active latents per row), ``fvu`` and ``dead`` (share of latents that no row of x activates).
+class Quality:
+    """What an autoencoder makes of rows that come in batches, which lie where its weights do; of each only sums are kept."""
 
-    ``x`` [rows, d_in] lies where the autoencoder's weights do.
-    """
-    errors, fired = [], torch.zeros(sae.d_sae, dtype=torch.int64, device=x.device)
-    for part in x.split(ROWS_AT_ONCE):
-        x_hat, feature_acts = sae(part)
-        errors.append(((part - x_hat) ** 2).sum(dim=1))
-        fired += torch.count_nonzero(feature_acts, dim=0)
-    missed = torch.cat(errors)
-    return {
-        "mse": float(missed.double().sum()) / x.numel(),
-        "l0": int(fired.sum()) / len(x),
-        "fvu": float(fraction_of_variance_unexplained(x, missed)),
-        "dead": 1 - float((fired > 0).float().mean()),
-    }
+    def __init__(self, sae: SparseAutoencoder) -> None:
+        self.sae, self.rows = sae, 0
+        self.fired = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.W_enc.device)
+        # In float64, because the mean of a residual stream can be thousands of times its spread.
+        self.sums = torch.zeros(sae.d_in, dtype=torch.float64, device=sae.W_enc.device)
+        self.squares, self.errors = torch.zeros(2, dtype=torch.float64, device=sae.W_enc.device)
+
+    @torch.no_grad()
+    def add(self, x: Tensor) -> Tensor:
+        """Count rows x [rows, d_in] and return their feature activations [rows, d_sae]."""
+        x_hat, feature_acts = self.sae(x)
+        self.rows += len(x)
+        self.fired += torch.count_nonzero(feature_acts, dim=0)
+        self.sums += x.sum(dim=0, dtype=torch.float64)
+        self.squares += (x.double() ** 2).sum()
+        self.errors += ((x - x_hat) ** 2).sum(dim=1).double().sum()
+        return feature_acts
+
+    def measures(self) -> dict[str, float]:
+        """Return ``mse``, ``l0`` (active latents per row), ``fvu`` and ``dead`` (share of latents that no row activates).
+
+        ``fvu`` is :func:`fraction_of_variance_unexplained`, every row counted once.
+        """
+        spread = float(self.squares - (self.sums**2).sum() / self.rows)
+        return {
+            "mse": float(self.errors) / (self.rows * self.sae.d_in),
+            "l0": int(self.fired.sum()) / self.rows,
+            "fvu": float(self.errors) / spread if spread > 1e-12 * self.squares else math.nan,
+            "dead": 1 - float((self.fired > 0).float().mean()),
+        }
+
+
+def quality(sae: SparseAutoencoder, x: Tensor) -> dict[str, float]:
+    """Return the measures of :class:`Quality` of x [rows, d_in], which lies where the autoencoder's weights do."""
+    seen = Quality(sae)
+    for batch in x.split(ROWS_AT_ONCE):
+        seen.add(batch)
+    return seen.measures()

@@ -14,6 +14,7 @@ from scipy.sparse import csr_array
 from lib.activations.store import ActivationStore
 from lib.paper import CATEGORIES
 from lib.run.parameters import AlignmentParameters, SAEParameters
+from lib.run.stage import Stage
 
 
 class Rows(NamedTuple):
@@ -58,3 +59,10 @@ def reader(
 def folder_of(layer: int) -> str:
     """Return the folder of a layer below a stage's directory."""
     return f"layer_{layer:02d}"
+
+
+def joined(stage: Stage, name: str, layers: list[int]) -> pd.DataFrame:
+    """Return the tables ``name`` in the folders of several layers as one."""
+    return pd.concat(
+        [pd.read_parquet(stage.directory / folder_of(layer) / name) for layer in layers], ignore_index=True
+    )

@@ -6,7 +6,6 @@ reads the actions once more, one forward pass per layer; the tokens and their we
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,13 +19,11 @@ from lib.run.parameters import SAEParameters
 from lib.run.stage import Stage, read_manifest
 from lib.sae.features import ACTIVATIONS_AT_ONCE
 from lib.sae.files import POOLED, FormatError
-from lib.sae.model import SparseAutoencoder
+from lib.sae.model import Quality, SparseAutoencoder
 from lib.sae.rows import Reader, Rows, folder_of
 
 TOKEN_BUDGET = 4096
 """At most this many tokens, padding included, per forward pass."""
-
-QUALITY = "quality.parquet"
 
 
 @torch.no_grad()
@@ -45,13 +42,11 @@ def pooled_latents(
     are not read. Memory: one batch's stream, ``ACTIVATIONS_AT_ONCE`` feature activations, and the pooled ones of its actions.
 
     Returns:
-        Pooled feature activations, sparse float32 [actions, d_sae]; and what :func:`lib.sae.model.quality` measures, of tokens.
+        Pooled feature activations, sparse float32 [actions, d_sae]; and of tokens the measures of
+        :class:`lib.sae.model.Quality`.
     """
     prompts, device = extraction.tokenize(model.tokenizer, actions, template=template), models.input_device(model)
-    sae, chunk, parts = sae.to(device), max(1, ACTIVATIONS_AT_ONCE // sae.d_sae), []
-    sums = torch.zeros(sae.d_in, dtype=torch.float64, device=device)
-    fired = torch.zeros(sae.d_sae, dtype=torch.int64, device=device)
-    count, squares, errors = 0, 0.0, 0.0
+    quality, chunk, parts = Quality(sae.to(device)), max(1, ACTIVATIONS_AT_ONCE // sae.d_sae), []
     batches = extraction.batches(prompts.lengths, range(len(actions)), token_budget=TOKEN_BUDGET)
     for rows in tqdm(batches, desc=f"layer {layer}, tokens", unit="batch"):
         stream, weights = extraction.token_residuals(model, prompts, rows=rows, layer=layer)
@@ -59,64 +54,39 @@ def pooled_latents(
         pooled = torch.zeros(len(rows), sae.d_sae, device=device)
         for places in torch.nonzero(of_tokens).split(chunk):
             row, token = places.T
-            x = stream[row, token]
-            x_hat, feature_acts = sae(x)
-            fired += torch.count_nonzero(feature_acts, dim=0)
+            feature_acts = quality.add(stream[row, token])
             pooled.index_add_(0, row, feature_acts * of_tokens[row, token, None])
-            count, sums = count + len(x), sums + x.double().sum(dim=0)
-            squares, errors = (
-                squares + float((x.double() ** 2).sum()),
-                errors + float(((x - x_hat).double() ** 2).sum()),
-            )
         parts.append(csr_array(pooled.cpu().numpy()))
-    measured = {
-        "mse": errors / (count * sae.d_in),
-        "l0": int(fired.sum()) / count,
-        "fvu": errors / (squares - float((sums**2).sum()) / count),
-        "dead": 1 - float((fired > 0).float().mean()),
-    }
-    return vstack(parts, format="csr")[pd.Index(prompts.actions).get_indexer(actions)], measured
+    return vstack(parts, format="csr")[pd.Index(prompts.actions).get_indexer(actions)], quality.measures()
 
 
 def write(
     folder: Path, sae: SparseAutoencoder, *, store: Path, sides: dict[str, Rows], layer: int, parameters: SAEParameters
-) -> dict[str, float]:
-    """Fill ``folder`` with the pooled latents of the distinct actions of every split, and return the measures of ``validation``.
+) -> dict[str, dict[str, float]]:
+    """Fill ``folder`` with the pooled latents of the distinct actions of every split, and return the measures of each.
 
     Raises:
         FormatError: the model is not the one whose activations ``store`` holds.
     """
-    origin: dict[str, Any] = {"revision": parameters.revision, "untrained": parameters.untrained}
+    origin = parameters.model_dump(include={"revision", "untrained"})
     read = read_manifest(store)["identity"]
     if sources.fingerprint(parameters.model_source, **origin) != read["facts"]:
         raise FormatError(
             f"model_source {parameters.model_source!r} is not the model whose activations are in the store; give that one, "
             "with its revision"
         )
-    origin |= {
-        "dtype": parameters.dtype,
-        "device": parameters.device,
-        "trust_remote_code": parameters.trust_remote_code,
-    }
+    origin |= parameters.model_dump(include={"dtype", "device", "trust_remote_code"})
     model, measured = _opened(parameters.model_source, **origin), {}
     for side, part in sides.items():
         actions = np.unique(part.actions).tolist()
         about = {"sae": sae, "layer": layer, "pooling": parameters.pooling, "template": read["parameters"]["template"]}
         latents, measured[side] = pooled_latents(model, actions, **about)
         save_npz(folder / f"{side}.npz", latents)
-    pd.DataFrame.from_records(list(measured.values())).assign(split=list(measured)).to_parquet(folder / QUALITY)
-    return measured["validation"]
+    return measured
 
 
-def quality(folder: Path, split: str) -> dict[str, float]:
-    """Return what :func:`pooled_latents` measured of the tokens of a split."""
-    return pd.read_parquet(folder / QUALITY).set_index("split").loc[split].to_dict()
-
-
-@lru_cache(maxsize=1)
-def _opened(source: str, **options: Any) -> models.TransformersModel:
-    """Open a model once for all layers."""
-    return models.open_model(source, **options)
+_opened = lru_cache(maxsize=1)(models.open_model)
+"""Opens a model once for all layers."""
 
 
 def reader(stage: Stage, rows: Reader, *, parameters: SAEParameters) -> Reader:

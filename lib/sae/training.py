@@ -82,10 +82,8 @@ def train(
         TrainingError: the training does not fit the memory; the loss (the last good checkpoint stays) or the data are not
             finite; or the checkpoint is of another training.
     """
-    device, recipe = (
-        torch.device(default_device()),
-        recipe_of(parameters, rows=len(train_rows), d_in=train_rows.shape[1]),
-    )
+    device = torch.device(default_device())
+    recipe = recipe_of(parameters, rows=len(train_rows), d_in=train_rows.shape[1])
     half = device.type == "cuda" if half is None else half
     needed = required_bytes(recipe, rows=len(train_rows) + len(validation_rows), half=half)
     if needed > (free := available_bytes(device)):
@@ -100,7 +98,7 @@ def train(
             f"{label}: target_l0 {recipe.target_l0:g} is more than the {recipe.d_sae} latents; lower it"
         )
     centre = mean_of(train_rows)
-    x, held_out = (torch.from_numpy(np.ascontiguousarray(rows)) - centre for rows in (train_rows, validation_rows))
+    x, held_out = (torch.from_numpy(rows) - centre for rows in (train_rows, validation_rows))
     identity = asdict(recipe) | {"rows": checksum(x.numpy()) if checkpoint else ""}
     x, held_out, sae = x.to(device), held_out.to(device), new(recipe).to(device)
     optimiser = torch.optim.AdamW(sae.parameters(), lr=recipe.learning_rate, weight_decay=0, fused=True)
@@ -108,10 +106,8 @@ def train(
     saved = Checkpoint(checkpoint, sha256_of_json(identity), sae, optimiser, generator) if checkpoint else None
     position: dict[str, Any] = {"epoch": 0, "weight": INITIAL_WEIGHT, "near_target": 0, "history": [], "dead": []}
     position = saved.read() if saved and saved.path.exists() else position
-    gradients, steps = (
-        torch.compile(set_gradients) if device.type == "cuda" else set_gradients,
-        steps_of(recipe, len(x)),
-    )
+    gradients = torch.compile(set_gradients) if device.type == "cuda" else set_gradients
+    steps = len(x) // recipe.batch_size  # the last batch of an epoch is dropped if it is not full
     written, used = time.monotonic(), steps * recipe.batch_size
     bar = tqdm(range(position["epoch"], recipe.epochs), desc=label, unit="epoch")
     for epoch in bar:
@@ -153,11 +149,6 @@ def train(
 def mean_of(rows: np.ndarray) -> Tensor:
     """Return the mean of rows [rows, d_in], which training takes off: [d_in]."""
     return torch.from_numpy(rows.mean(axis=0, dtype=np.float64).astype(np.float32))
-
-
-def steps_of(recipe: Recipe, rows: int) -> int:
-    """Return the steps of an epoch; the last batch is dropped if it is not full."""
-    return rows // recipe.batch_size
 
 
 def misses(l0: float, target: float) -> bool:

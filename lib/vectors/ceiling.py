@@ -24,10 +24,15 @@ LEVELS = np.array([0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0])
 METRICS = ("annotator_spearman", "annotator_r2", "r2", "krippendorff_alpha")
 """Agreement between annotators; the third is what an oracle explains."""
 
+SPEARMANS = ("spearman", "spearman_without_prototypes")
+LABELLINGS = ("foundation", "polarity", "foundation and polarity")
 COLUMNS = ["dimension", "metric", "value", "ci_low", "ci_high", "n", "reason"]
 MINIMUM_ITEMS = 20
 PANEL = 4
 """Other annotators of an item that the oracle is extrapolated from, together with half as many."""
+
+Values = dict[tuple[str, str], tuple[np.ndarray, int]]
+"""(Dimension, foundation, labelling or ``mean``; metric) -> value and its resamples, [draws + 1], and number of items."""
 
 
 def measure_ceiling(
@@ -56,10 +61,6 @@ def measure_ceiling(
     """
     how = {"draws": draws, "seed": seed}
     return tabulated(agreement(judged, items, **how) | oracle(judged, items, subset=subset, **how))
-
-
-Values = dict[tuple[str, str], tuple[np.ndarray, int]]
-"""(Dimension, foundation, labelling or ``mean``; metric) -> value and its resamples, [draws + 1], and number of items."""
 
 
 def tabulated(values: Values) -> pd.DataFrame:
@@ -122,10 +123,6 @@ def oracle(judged: pd.DataFrame, items: pd.Series, *, subset: pd.DataFrame, draw
         reached = extrapolated(*lines)
         values[name, metric] = norm.cdf(reached / np.sqrt(2)) if metric == "auc" else np.minimum(reached, 1)
     return {key: (line, count) for key, line in values.items()}
-
-
-SPEARMANS = ("spearman", "spearman_without_prototypes")
-LABELLINGS = ("foundation", "polarity", "foundation and polarity")
 
 
 @dataclass(frozen=True)
@@ -285,30 +282,14 @@ def table_correlation(tables: np.ndarray, scores: np.ndarray) -> np.ndarray:
         return np.where(variance > 1e-12, covariance / variance, np.nan)
 
 
-def alphas(counts: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return Krippendorff's alpha at interval level under every row of item weights [draws, items], shape [draws].
-
-    Coincidences are summed once per item, so that resamples cost no second pass. Equal to the krippendorff package, which
-    takes one set of items at a time.
-    """
-    per_item = pair_tables(counts) * counts.sum(axis=1)[:, None, None]
-    coincidences = np.einsum("di,ijk->djk", weights, per_item)
-    margin = coincidences.sum(axis=2)
-    total = margin.sum(axis=1)
-    distance = (LEVELS[:, None] - LEVELS) ** 2
-    observed = (coincidences * distance).sum(axis=(1, 2))
-    expected = np.einsum("di,dj,ij->d", margin, margin, distance)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(expected > 0, 1 - (total - 1) * observed / expected, np.nan)
-
-
 def _agreement(counts: np.ndarray, weights: np.ndarray) -> list[np.ndarray]:
     """Return each of ``METRICS`` under every row of item weights [draws, items], each [draws]."""
     tables = np.einsum("di,ijk->djk", weights, pair_tables(counts)) / weights.sum(axis=1)[:, None, None]
     margin = tables.sum(axis=2)
     midranks = np.cumsum(margin, axis=1) - margin / 2
     pearson = table_correlation(tables, np.broadcast_to(LEVELS, margin.shape))
-    alpha = alphas(counts, weights)
-    if np.isfinite(alpha[0]):
-        alpha[0] = krippendorff.alpha(value_counts=counts, value_domain=LEVELS, level_of_measurement="interval")
+    at = {"value_domain": LEVELS, "level_of_measurement": "interval"}
+    resampled = (np.repeat(counts, times, axis=0) for times in weights.astype(int))
+    with np.errstate(invalid="ignore"):
+        alpha = np.array([krippendorff.alpha(value_counts=drawn, **at) for drawn in resampled])
     return [table_correlation(tables, midranks), np.sign(pearson) * pearson**2, pearson, alpha]

@@ -17,6 +17,8 @@ from lib.paper import CATEGORIES, FOUNDATIONS, category_of
 from lib.stats import cluster_weights, interval
 
 PUBLISHED_SEED = 42
+"""Of everything that the released recipe draws."""
+
 SPLITS = ("train", "validation", "test")
 TYPICALITIES = (0.125, 0.25, 0.375, 0.5, 0.75)
 PER_STRATUM, PROTOTYPES = 300, 150

@@ -12,6 +12,7 @@ from activations.families import COMMON, FAMILIES, configuration, random_module
 from conftest import byte_tokenizer
 
 from lib.activations import preflight
+from lib.activations.sizes import EXPERTS, EXPERTS_PER_TOKEN, active_parameters
 from lib.run.files import PROJECT
 from lib.run.parameters import ActivationsKeys
 from lib.run.profile import ModelSource, load_profile
@@ -50,6 +51,13 @@ def test_the_plan_reads_a_local_models_size_from_its_files(family, tmp_path):
 def test_a_local_model_whose_configuration_names_no_blocks_is_of_unknown_size(tmp_path):
     (tmp_path / "config.json").write_text('{"hidden_size": 32}', encoding="utf-8")
     assert workload.size(ModelSource(name="local", path=str(tmp_path))) is None
+
+
+@pytest.mark.parametrize("key", EXPERTS)
+def test_of_the_experts_those_that_a_token_is_sent_to_are_active(key):
+    counts = {"layers.0.experts.3.up": 800, "blk.0.ffn_up_exps.weight": 80, "layers.0.shared_experts.up": 8, "head": 1}
+    assert active_parameters(counts, {key: 8, EXPERTS_PER_TOKEN: 2}) == 200 + 20 + 8 + 1
+    assert active_parameters(counts, {}) == 889
 
 
 def test_a_configuration_of_a_large_model_is_counted_without_allocating_it():

@@ -166,8 +166,10 @@ def test_an_adopted_autoencoder_lies_where_a_trained_one_would(tmp_path):
         run_dir="runs/test", model="ours", layers=[2], pooling="last", sae_source=str(tmp_path / "others"),
         show_content=False,
     )  # fmt: skip
-    layers.make(folder, lambda layer: {"validation": held_out}, layer=2, parameters=parameters)
-    assert {path.name for path in folder.iterdir()} == {"cfg.json", "sae_weights.safetensors", "history.parquet"}
+    layers.make(folder, lambda layer: dict.fromkeys(("train", "validation"), held_out), layer=2, parameters=parameters)
+    assert {path.name for path in folder.iterdir()} == {
+        "cfg.json", "sae_weights.safetensors", "history.parquet", "quality.parquet",
+    }  # fmt: skip
     about = files.metadata(folder)
     assert (about["model_name"], about["hook_name"], about["pooling"]) == ("ours", "model.layers.2", "last")
     assert about["kind"] == "pooled"
@@ -195,8 +197,8 @@ def test_an_adopted_autoencoder_is_measured_on_the_gpu(tmp_path, monkeypatch):
     parameters = SAEParameters(
         run_dir="runs/test", model="ours", layers=[2], sae_source=str(tmp_path / "others"), show_content=False
     )
-    layers.make(folder, lambda layer: {"validation": held_out}, layer=2, parameters=parameters)
-    assert moved == ["cuda", (30, WIDTH)]
+    layers.make(folder, lambda layer: dict.fromkeys(("train", "validation"), held_out), layer=2, parameters=parameters)
+    assert moved == ["cuda", (30, WIDTH), (30, WIDTH)]  # the weights, and the rows of either split
 
 
 def test_the_two_kinds_of_dictionaries_are_never_mixed():

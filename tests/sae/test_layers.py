@@ -1,4 +1,4 @@
-"""Layers are independent: trained together, one by one or in parts of their own, they end with the same bytes."""
+"""Layers are independent, and read once: together, one by one or in parts of their own, they end with the same bytes."""
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from lib.run.table import STAGES
 from lib.sae import features, files, layers, training
 from lib.sae.model import SparseAutoencoder
 from lib.sae.recipe import recipe_of
-from lib.sae.rows import Rows
+from lib.sae.rows import Rows, joined
 from lib.sae.rows import reader as rows_of_layers
 
 LAYERS = [0, 1, 2]
@@ -59,9 +59,9 @@ def contents(directory):
 def test_layers_trained_at_once_end_with_the_bytes_of_layers_trained_one_by_one(tmp_path, monkeypatch):
     alone, together = stage_in(tmp_path / "alone" / "sae"), stage_in(tmp_path / "together" / "sae")
     for layer in LAYERS:
-        layers.train_layers(alone, reader, parameters=of_sae([layer]))
+        layers.learn_layers(alone, reader, parameters=of_sae([layer]))
     monkeypatch.setattr(layers, "layers_at_once", lambda *arguments, **options: 3)
-    folders = layers.train_layers(together, reader, parameters=of_sae())
+    folders, _ = layers.learn_layers(together, reader, parameters=of_sae())
     assert list(folders) == LAYERS
     assert contents(alone.directory) == contents(together.directory)
 
@@ -79,15 +79,14 @@ def test_parts_write_their_own_layers_and_the_whole_joins_them_computing_nothing
     stage = stage_in(tmp_path / "sae")
     for part in (3, 1, 3, 2):
         monkeypatch.setenv(PART, f"{part}-of-3")
-        assert list(layers.train_layers(stage, reader, parameters=of_sae())) == [part - 1]
-        assert list(layers.identify_layers(stage, reader, parameters=of_sae())) == [part - 1]
+        folders, tables = layers.learn_layers(stage, reader, parameters=of_sae())
+        assert list(folders) == list(tables) == [part - 1]
     monkeypatch.delenv(PART)
     before = contents(stage.directory)
-    assert len(before) == 3 * 4  # weights, configuration, history and features of every layer
+    assert len(before) == 3 * 5  # weights, configuration, history, quality and features of every layer
     monkeypatch.setattr(training, "train", None)  # the whole, which joins, must find everything there
     monkeypatch.setattr(features, "identify", None)
-    folders = layers.train_layers(stage, reader, parameters=of_sae())
-    tables = layers.identify_layers(stage, reader, parameters=of_sae())
+    folders, tables = layers.learn_layers(stage, reader, parameters=of_sae())
     assert [len(table) for table in tables.values()] == [48] * 3
     assert list(folders) == list(tables) == LAYERS
     assert contents(stage.directory) == before
@@ -97,8 +96,7 @@ def test_a_part_aligns_all_arms_of_its_layer(tmp_path, monkeypatch):
     trained = stage_in(tmp_path / "sae")
     stage = stage_in(tmp_path / "alignment", sae=trained.directory)
     monkeypatch.setenv(PART, "2-of-3")
-    layers.train_layers(trained, reader, parameters=of_sae())
-    layers.identify_layers(trained, reader, parameters=of_sae())
+    layers.learn_layers(trained, reader, parameters=of_sae())
     folders = arms.align_layers(stage, reader, parameters=of_alignment())
     assert list(folders) == [1]
     controls = "alignment/layer_01/controls"
@@ -113,7 +111,7 @@ def test_a_part_aligns_all_arms_of_its_layer(tmp_path, monkeypatch):
         "ridge": [f"{controls}/ridge"],
         "probe": [f"{controls}/probe"],
     }
-    measured = arms.measure(reader, folders, parameters=of_alignment())["alignment"]
+    measured = joined(stage, "alignment.parquet", [1])
     assert list(measured["arm"].unique()) == list(arms.FOLDERS)
     assert set(measured["layer"]) == {1}
     for other in set(arms.FOLDERS) - {"aligned"}:
@@ -122,34 +120,31 @@ def test_a_part_aligns_all_arms_of_its_layer(tmp_path, monkeypatch):
 
 def test_the_tables_of_all_layers_stand_below_each_other(tmp_path):
     trained, chosen = stage_in(tmp_path / "sae"), [0, 2]
-    layers.train_layers(trained, reader, parameters=of_sae(chosen))
-    tables = layers.identify_layers(trained, reader, parameters=of_sae(chosen))
+    _, tables = layers.learn_layers(trained, reader, parameters=of_sae(chosen))
     stage, asked = stage_in(tmp_path / "alignment", sae=trained.directory), of_alignment(chosen)
     folders = arms.align_layers(stage, reader, parameters=asked)
-    measured = arms.measure(reader, folders, parameters=asked)
-    assert list(measured["alignment"]["layer"].unique()) == list(measured["similarity"]["layer"].unique()) == chosen
-    for layer in chosen:
-        alone = arms.measure(reader, {layer: folders[layer]}, parameters=asked)
-        for name, table in measured.items():
-            pd.testing.assert_frame_equal(table[table["layer"] == layer], alone[name])
-    share = arms.tuned_share(stage, reader(0)["train"].vectors, parameters=asked).set_index("layer")
+    for name in ("alignment", "similarity"):
+        table = joined(stage, f"{name}.parquet", chosen)
+        assert list(table["layer"].unique()) == chosen
+        for layer in chosen:
+            alone = arms.measure(folders[layer], rows=reader, layer=layer, parameters=asked)[name]
+            pd.testing.assert_frame_equal(table[table["layer"] == layer].reset_index(drop=True), alone)
+    share = joined(stage, "tuned.parquet", chosen).set_index("layer")
     assert share["tuned"].to_dict() == {layer: table["tuned"].sum() for layer, table in tables.items()}
     assert (share["random_tuned"] == (2 * share["tuned"] - share["latents"]).clip(lower=0)).all()
-    quality = layers.quality_of_layers(trained, reader, parameters=of_sae(chosen))
+    quality = joined(trained, "pretrained/quality.parquet", chosen)
     assert quality.groupby("layer")["rows"].sum().to_dict() == {0: 420, 2: 420}
 
 
 def test_only_the_test_rows_are_measured(tmp_path):
     """Changing every other row changes no number of the final table."""
     trained = stage_in(tmp_path / "sae")
-    layers.train_layers(trained, reader, parameters=of_sae([0]))
-    layers.identify_layers(trained, reader, parameters=of_sae([0]))
+    layers.learn_layers(trained, reader, parameters=of_sae([0]))
     stage = stage_in(tmp_path / "alignment", sae=trained.directory)
     folders, asked = arms.align_layers(stage, reader, parameters=of_alignment([0])), of_alignment([0])
-    pd.testing.assert_frame_equal(
-        arms.measure(reader, folders, parameters=asked)["alignment"],
-        arms.measure(lambda layer: {"test": reader(layer)["test"]}, folders, parameters=asked)["alignment"],
-    )
+    only_test = {"rows": lambda layer: {"test": reader(layer)["test"]}, "layer": 0, "parameters": asked}
+    alone = arms.measure(folders[0], **only_test)
+    pd.testing.assert_frame_equal(joined(stage, "alignment.parquet", [0]), alone["alignment"])
 
 
 def test_no_feature_passing_is_an_outcome_of_every_later_step(tmp_path):
@@ -165,9 +160,8 @@ def test_no_feature_passing_is_an_outcome_of_every_later_step(tmp_path):
     table.to_parquet(folder / "features.parquet")
     assert features.replication(table)["latents"].eq(0).all()
     stage = stage_in(tmp_path / "alignment", sae=tmp_path / "sae")
-    folders = arms.align_layers(stage, reader, parameters=of_alignment([0]))
-    measured = arms.measure(reader, folders, parameters=of_alignment([0]))["alignment"]
-    values = measured.set_index(["arm", "metric", "category"])["value"]
+    arms.align_layers(stage, reader, parameters=of_alignment([0]))
+    values = joined(stage, "alignment.parquet", [0]).set_index(["arm", "metric", "category"])["value"]
     assert np.isnan(values["aligned", "spearman", "all"])
     assert values["aligned", "fvu", "all"] == values["untuned", "fvu", "all"]
 
@@ -203,34 +197,51 @@ def test_a_training_that_ended_within_its_warm_up_is_said():
 
 def test_the_table_of_quality_has_the_target_and_says_whether_it_is_missed(tmp_path):
     trained = stage_in(tmp_path / "sae")
-    layers.train_layers(trained, reader, parameters=of_sae([0]))
-    table = layers.quality_of_layers(trained, reader, parameters=of_sae([0]))
+    layers.learn_layers(trained, reader, parameters=of_sae([0]))
+    table = joined(trained, "pretrained/quality.parquet", [0])
     assert set(table["target_l0"]) == {4}
     assert set(table["d_sae"]) == {48}
     assert set(table["epochs"]) == {4}
     assert table["missed"].tolist() == (abs(table["l0"] / 4 - 1) >= 0.1).tolist()
     topk = of_sae([0]).model_copy(update={"sae_activation": "topk"})
     other = stage_in(tmp_path / "topk" / "sae")
-    layers.train_layers(other, reader, parameters=topk)
-    assert not layers.quality_of_layers(other, reader, parameters=topk)["missed"].any()
+    layers.learn_layers(other, reader, parameters=topk)
+    assert not joined(other, "pretrained/quality.parquet", [0])["missed"].any()
 
 
-def test_a_layer_is_read_once_while_it_is_asked_for():
-    table = pd.DataFrame({"id": ["a", "b"], "action": ["x", "y"]} | dict.fromkeys(CATEGORIES, 0.5))
-    exploded = pd.DataFrame(
-        {"id": ["a", "b"], "split_grouped": ["train", "test"], "split_published": ["train", "test"]}
-    )
-    read = []
+class CountingStore:
+    """A store of stage 02 that remembers which layers were read from it."""
 
-    class Store:
-        def rows_of(self, actions):
-            return np.arange(len(actions))
+    def __init__(self):
+        self.read_layers = []
 
-        def read(self, layer, pooling, indices):
-            read.append(layer)
-            return np.zeros((len(indices), 3), dtype=np.float32)
+    def rows_of(self, actions):
+        return np.arange(len(actions))
 
-    reads = rows_of_layers(Store(), annotations=table, exploded=exploded, parameters=of_sae())
-    for layer in (0, 0, 0, 1, 1):
-        assert set(reads(layer)) == {"train", "test"}
-    assert read == [0, 1]
+    def read(self, layer, pooling, rows):
+        self.read_layers.append(layer)
+        return np.concatenate([part.x for part in reader(layer).values()])[rows]
+
+
+def test_a_stage_reads_every_layer_from_the_store_once(tmp_path, monkeypatch):
+    """One process on several layers; on a GPU, two of them at once."""
+    sides, chosen = reader(0), [0, 1]
+    actions = pd.DataFrame(np.concatenate([part.vectors for part in sides.values()]), columns=list(CATEGORIES))
+    actions = actions.assign(id=actions.index.astype(str), action=actions.index.astype(str))
+    split = np.repeat(list(sides), [len(part.x) for part in sides.values()])
+    exploded = pd.DataFrame({"id": actions["id"], "split_grouped": split})
+
+    def rows(parameters):
+        store = CountingStore()
+        return store, rows_of_layers(store, annotations=actions, exploded=exploded, parameters=parameters)
+
+    for at_once in (1, 2):
+        monkeypatch.setattr(layers, "layers_at_once", lambda *arguments, at_once=at_once, **options: at_once)
+        trained = stage_in(tmp_path / f"{at_once}" / "sae")
+        store, read = rows(of_sae(chosen))
+        layers.learn_layers(trained, read, parameters=of_sae(chosen))
+        assert sorted(store.read_layers) == chosen
+    store, read = rows(of_alignment(chosen))
+    stage = stage_in(tmp_path / "alignment", sae=trained.directory)
+    arms.align_layers(stage, read, parameters=of_alignment(chosen))
+    assert store.read_layers == chosen

@@ -1,6 +1,7 @@
 """The autoencoder, its measure of reconstruction and its files on disk."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -9,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from lib.sae import files
-from lib.sae.model import SparseAutoencoder, batch_top_k, fraction_of_variance_unexplained, top_k
+from lib.sae import files, model
+from lib.sae.model import SparseAutoencoder, batch_top_k, fraction_of_variance_unexplained, quality, top_k
 
 
 def biased(width=6, latents=24, seed=0):
@@ -64,8 +65,9 @@ def test_folding_the_centre_moves_it_into_the_biases(scale, seed):
 def test_unexplained_variance_is_0_for_the_identity_and_1_for_the_mean(offset, scale, seed):
     x = torch.randn(40, 7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale + offset
     missed = {"identity": torch.zeros(40), "mean": ((x - x.mean(dim=0)) ** 2).sum(dim=1)}
-    assert float(fraction_of_variance_unexplained(x, missed["identity"])) == 0
-    assert float(fraction_of_variance_unexplained(x, missed["mean"])) == pytest.approx(1)
+    once = torch.ones(1, 40)
+    assert float(fraction_of_variance_unexplained(x, missed["identity"], once)) == 0
+    assert float(fraction_of_variance_unexplained(x, missed["mean"], once)) == pytest.approx(1)
 
 
 def test_unexplained_variance_counts_a_row_as_often_as_its_weight():
@@ -75,11 +77,26 @@ def test_unexplained_variance_counts_a_row_as_often_as_its_weight():
     often = weights[0].repeat_interleave(1)
     repeated = torch.arange(30).repeat_interleave(often)
     weighted = fraction_of_variance_unexplained(x, missed, weights)
-    torch.testing.assert_close(weighted, fraction_of_variance_unexplained(x[repeated], missed[repeated]))
+    once = torch.ones(1, len(repeated))
+    torch.testing.assert_close(weighted, fraction_of_variance_unexplained(x[repeated], missed[repeated], once))
 
 
 def test_of_rows_that_do_not_vary_nothing_can_be_said():
-    assert fraction_of_variance_unexplained(torch.ones(5, 3), torch.ones(5)).isnan().all()
+    assert fraction_of_variance_unexplained(torch.ones(5, 3), torch.ones(5), torch.ones(1, 5)).isnan().all()
+    assert math.isnan(quality(SparseAutoencoder(3, 4), torch.full((5, 3), 0.1))["fvu"])
+
+
+def test_quality_is_the_same_whatever_the_batches_and_however_far_the_rows_lie_from_zero(monkeypatch):
+    sae = biased()
+    x = torch.randn(50, 6, generator=torch.Generator().manual_seed(1)) + 1000
+    with torch.no_grad():
+        errors, active = ((x - sae(x)[0]) ** 2).sum(dim=1), sae.encode(x) > 0
+    expected = {"mse": errors.sum() / 300, "l0": active.sum() / 50, "dead": 1 - active.any(dim=0).float().mean()}
+    expected["fvu"] = fraction_of_variance_unexplained(x, errors, torch.ones(1, 50))
+    whole = quality(sae, x)
+    assert whole == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-5)
+    monkeypatch.setattr(model, "ROWS_AT_ONCE", 7)
+    assert quality(sae, x) == pytest.approx(whole, rel=1e-6)
 
 
 def test_top_k_keeps_the_largest_positive_of_every_row_and_batch_top_k_of_all():

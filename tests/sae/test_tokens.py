@@ -17,7 +17,7 @@ from lib.run.stage import Stage
 from lib.run.table import STAGES
 from lib.sae import features, files, layers, tokens
 from lib.sae.model import SparseAutoencoder, quality
-from lib.sae.rows import Rows
+from lib.sae.rows import Rows, joined
 
 ACTIONS = [
     "lying to a friend",
@@ -122,19 +122,18 @@ def stage_with(tmp_path, tiny_model):
 
 def test_a_dictionary_of_tokens_goes_through_the_whole_stage(tmp_path, tiny_model, model):
     stage = stage_with(tmp_path, tiny_model)
-    folders = layers.train_layers(stage, reader, parameters=stage.parameters)
+    folders, tables = layers.learn_layers(stage, reader, parameters=stage.parameters)
     assert files.metadata(folders[LAYER])["kind"] == "tokens"
     rows = tokens.reader(stage, reader, parameters=stage.parameters)
     latents = {action: dictionary().encode(by_hooks(model, action)).mean(dim=0).detach() for action in ACTIONS}
     for part in rows(LAYER).values():
         expected = torch.stack([latents[action] for action in part.actions])
         np.testing.assert_allclose(part.x.toarray(), expected, atol=1e-4, rtol=1e-4)
-    table = layers.identify_layers(stage, rows, parameters=stage.parameters)[LAYER]
-    validation = rows(LAYER)["validation"]
+    table, validation = tables[LAYER], rows(LAYER)["validation"]
     varies = np.ptp(validation.x.toarray(), axis=0) > 0
     r = np.corrcoef(validation.x.toarray().T[varies], validation.vectors.T)[: varies.sum(), varies.sum() :]
     np.testing.assert_allclose(table.filter(regex="^r_")[varies], r, atol=1e-5)
-    measured = layers.quality_of_layers(stage, rows, parameters=stage.parameters).set_index("split")
+    measured = joined(stage, "pretrained/quality.parquet", [LAYER]).set_index("split")
     read = torch.cat([by_hooks(model, action) for action in np.unique(reader(LAYER)["test"].actions)])
     assert measured.loc["test", ["mse", "l0", "fvu", "dead"]].to_dict() == pytest.approx(
         quality(dictionary(), read), rel=1e-4
@@ -157,7 +156,7 @@ def test_another_model_than_the_stores_is_refused(tmp_path, tiny_model):
     stage = stage_with(tmp_path, tiny_model)
     (stage.inputs["activations"] / "manifest.json").write_text(json.dumps({"identity": {"facts": {"hub": "another"}}}))
     with pytest.raises(files.FormatError, match="is not the model whose activations are in the store"):
-        layers.train_layers(stage, reader, parameters=stage.parameters)
+        layers.learn_layers(stage, reader, parameters=stage.parameters)
 
 
 def test_a_dictionary_of_tokens_that_is_to_be_trained_is_refused():

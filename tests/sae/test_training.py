@@ -344,7 +344,7 @@ def test_a_dictionary_fits_its_rows_and_its_budget():
 def test_what_the_minutes_allow_on_all_annotations_is_a_whole_training(d_in, minutes):
     """The profiles for a CPU once trained one epoch of 49 steps, at a fifth of the learning rate at most."""
     recipe = sized(SAEKeys(layers=[0], sae_minutes=minutes), rows=201_023, d_in=d_in)
-    steps, rates = training.steps_of(recipe, 201_023), []
+    steps, rates = 201_023 // recipe.batch_size, []
     for step in range(recipe.epochs * steps):
         rates.append(training.rate_at(step, steps=steps, epochs=recipe.epochs))
     assert recipe.epochs >= 10

@@ -64,15 +64,6 @@ def test_values_equal_those_over_all_written_out_pairs():
     assert value(found, "krippendorff_alpha", "care") == pytest.approx(alpha)
 
 
-def test_resampled_alpha_equals_the_package_on_repeated_items():
-    vectors, items = judged(items=30, annotators=3, noise=0.4)
-    counts = ceiling.level_counts(vectors["harm"].to_numpy(), items.to_numpy())
-    drawn = np.random.default_rng(2).integers(0, 3, 30)
-    repeated = np.repeat(counts, drawn, axis=0)
-    expected = krippendorff.alpha(value_counts=repeated, value_domain=ceiling.LEVELS, level_of_measurement="interval")
-    assert ceiling.alphas(counts, drawn[None].astype(float))[0] == pytest.approx(expected)
-
-
 def test_items_count_the_same_whatever_their_number_of_annotators():
     vectors, items = judged(items=100, annotators=5, noise=0.5)
     many = pd.DataFrame(np.random.default_rng(3).choice(ceiling.LEVELS, (50, 10)), columns=list(CATEGORIES))
