@@ -14,19 +14,19 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed, parallel_config
 from matplotlib.figure import Figure
-from statsmodels.stats.proportion import proportion_confint
+from scipy.stats import norm
 from tqdm.auto import tqdm
 
+from benchmarks import calibrate_claims, rates
 from benchmarks.worlds import MARGINS, WORLDS, World, run
 from lib.diagnosis.decisions import EQUIVALENT, MEASURES, SIGNAL, UNDECIDED
 from lib.diagnosis.figures import COLOURS_OF_LINES
+from lib.diagnosis.gains import REPLICATES
 from lib.run.files import replacing, short
 from lib.run.provenance import code_hash, sha256_of_json
 
@@ -96,9 +96,9 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
         truth = part["gain"].mean()
         nothing = MARGINS[kind] / 100
         covered = part["ci_low"].le(truth + nothing) & part["ci_high"].ge(truth - nothing)
-        rates = [(part["decision"] == decision).mean() for decision in (SIGNAL, EQUIVALENT, UNDECIDED)]
+        decided = [(part["decision"] == decision).mean() for decision in (SIGNAL, EQUIVALENT, UNDECIDED)]
         name = world[0] if world[-1] == 2 else f"{world[0]}, {world[-1]} layers"
-        rows.append((kind, name, *world[1:4], len(part), *rates, covered.mean()))
+        rows.append((kind, name, *world[1:4], len(part), *decided, covered.mean()))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -115,16 +115,31 @@ def sentences(runs: pd.DataFrame) -> str:
     moderate = moderate[moderate["width"] == moderate["width"].min()]
     power = "; ".join(
         f"with {rows:,} rows in "
-        + ", ".join(f"{row.decision} {_rate(row.rate_signal, row.runs)}" for row in part.itertuples())
+        + ", ".join(f"{row.decision} {rates.said(row.rate_signal, row.runs)}" for row in part.itertuples())
         + f" of {part['runs'].max()} runs"
         for rows, part in moderate.groupby("rows")
     )
     return (
         f"Without effect, confounded worlds among them, {null['false'].sum()} of {len(null):,} decisions were *signal*; one at "
-        f"least was in {_rate(draws.mean(), len(draws))} of {len(draws)} independent draws. "
+        f"least was in {rates.said(draws.mean(), len(draws))} of {len(draws)} independent draws. "
         f"An effect of {MODERATE:g} of the label's variance was found {power}. "
         "Intervals of a gain are made to hold for all layers and poolings at once with 95%; that of the first layer held in "
-        f"{table['coverage'] @ table['runs'] / table['runs'].sum():.1%} of runs."
+        f"{table['coverage'] @ table['runs'] / table['runs'].sum():.1%} of runs. {_wide(runs)}"
+    )
+
+
+def _wide(runs: pd.DataFrame) -> str:
+    """Say how wide intervals are, beside those of 95% from the spread of the gain over a world's runs: the median over worlds."""
+    worlds = runs.assign(half=(runs["ci_high"] - runs["ci_low"]) / 2).groupby(["kind", *World._fields])
+    spread = worlds["gain"].std()
+    varies = spread > spread.index.get_level_values("kind").map(MARGINS) / 100
+    if not varies.any():
+        return ""
+    wider = (worlds["half"].mean() / (norm.ppf(0.975) * spread))[varies].median()
+    return (
+        f"They are {wider:.1f} times as wide as one interval from the true spread: they hold at once, know the spread from "
+        f"{REPLICATES} refits alone, and refitting on fewer rows overstates it on average (Efron and Stein, 1981). Some of "
+        "what is *undecided* is so for this reason."
     )
 
 
@@ -136,18 +151,8 @@ def page() -> str:
         f"![{ALT}](benchmarks/calibration.svg)\n\n{sentences(runs)}\n\n"
         f"{len(runs) // len(MEASURES):,} runs of {len(table) // len(MEASURES)} simulated worlds "
         f"([the table](benchmarks/calibration.csv)); `make calibrate` adds more.{old} "
-        "Not simulated yet: 16,000 rows, and the claims about steering and alignment."
+        f"Not simulated yet: 16,000 rows, and the claims about alignment and over models.\n\n{calibrate_claims.page()}"
     )
-
-
-def _rate(rate: float, runs: int) -> str:
-    low, high = _exact(rate, runs)
-    return f"{rate:.1%} ({low:.1%} to {high:.1%})"
-
-
-def _exact(rate: Any, runs: Any) -> tuple[Any, Any]:
-    """Return the ends of exact binomial 95% intervals, of one rate or of a column of them."""
-    return proportion_confint(np.round(rate * runs), runs, method="beta")
 
 
 def figure(table: pd.DataFrame) -> Figure:
@@ -159,25 +164,20 @@ def figure(table: pd.DataFrame) -> Figure:
         for index, ((rows, width), line) in enumerate(lines):
             where = line["effect"] + 0.006 * index  # side by side, so that intervals do not hide each other
             ax.errorbar(
-                where, line["rate_signal"], yerr=_bars(line), marker="o", markersize=4, linewidth=1,
-                color=COLOURS_OF_LINES[index], label=f"{rows:,} rows, width {width}",
+                where, line["rate_signal"], yerr=rates.bars(line["rate_signal"], line["runs"]),
+                marker="o", markersize=4, linewidth=1, color=COLOURS_OF_LINES[index], label=f"{rows:,} rows, width {width}",
             )  # fmt: skip
         other = part[(part["world"] != "effect") & (part["effect"] == 0)]
         ax.errorbar(
-            -0.01 * (1 + other.reset_index().index), other["rate_signal"], yerr=_bars(other), fmt="x", color="0.3",
-            linewidth=1, label="confounded, or more layers",
+            -0.01 * (1 + other.reset_index().index), other["rate_signal"],
+            yerr=rates.bars(other["rate_signal"], other["runs"]), fmt="x", color="0.3", linewidth=1,
+            label="confounded, or more layers",
         )  # fmt: skip
         ax.axhline(0.05, linestyle=":", color="0.5")
         ax.set(title=measure_.kind, xlabel="share of the label's variance\nthat no word tells", ylim=(-0.03, 1.03))
     axes[0].set_ylabel("share of runs decided as signal")
     drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return drawn
-
-
-def _bars(table: pd.DataFrame) -> list[pd.Series]:
-    rate = table["rate_signal"]
-    low, high = _exact(rate, table["runs"])
-    return [rate - low, high - rate]
 
 
 def main() -> int:

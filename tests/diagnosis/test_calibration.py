@@ -1,5 +1,6 @@
 """The calibration's worlds, in small: what is planted is found, what is not is not, and the rates are counted right."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -88,6 +89,14 @@ def test_the_sentences_follow_from_the_runs():
     assert "found with 3,000 rows in" in said
     assert "gradient 80.0% (44.4% to 97.5%)" in said  # binomial test's exact interval of 8 in 10
     assert "that of the first layer held in 100.0% of runs" in said
+
+
+def test_widths_are_told_in_intervals_from_the_true_spread():
+    generator = np.random.default_rng(0)
+    runs = pd.concat([decided(WORLDS[0], seed) for seed in range(400)], ignore_index=True)
+    gain = generator.normal(0.1, 0.02, len(runs))
+    runs = runs.assign(gain=gain, ci_low=gain - 2 * 1.96 * 0.02, ci_high=gain + 2 * 1.96 * 0.02)
+    assert "They are 2.0 times as wide as" in sentences(runs)
 
 
 def test_the_committed_rates_are_those_of_the_committed_runs():
