@@ -1,11 +1,12 @@
 """How often is a claim decided wrongly? Evidence whose truth is known, through the code of stage 09.
 
-    python benchmarks/calibrate_claims.py                      # a part of make calibrate: an hour
+    python benchmarks/calibrate_claims.py                      # a part of make calibrate: an hour; goes on where it stopped
     python benchmarks/calibrate_claims.py --runs 20 --processes 2
 
 Three modules of worlds say what is drawn: verdicts on answers (:mod:`benchmarks.judged_worlds`), latents on held-out rows
 (:mod:`benchmarks.aligned_worlds`) and measures of models (:mod:`benchmarks.compared_worlds`). Each draw becomes evidence and the
-ledger's outcome on the run's own terms. The rates are written to ``benchmarks/calibration_claims.csv`` and drawn beside it.
+ledger's outcome on the run's own terms. The rates are written to ``benchmarks/calibration_claims.csv``, world by world, and drawn
+beside it; those of other code are made again.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from benchmarks import aligned_worlds, compared_worlds, judged_worlds, rates
-from benchmarks.claim_rates import PUBLISHED, summary
+from benchmarks.claim_rates import PUBLISHED, WHERE, summary
 from lib.claims.ledger import REPRODUCED
 from lib.diagnosis.figures import COLOURS_OF_LINES
 from lib.run.files import replacing, short
@@ -78,9 +79,10 @@ def figure(table: pd.DataFrame) -> Figure:
     sizes = list(dict.fromkeys(table["size"]))
     counts = [table.loc[table["size"] == size, "claim"].nunique() for size in sizes]
     drawn, axes = plt.subplots(
-        len(sizes), 1, figsize=(7.5, 0.28 * sum(counts) + 3), sharex=True, layout="constrained", height_ratios=counts
-    )
-    for ax, size in zip(axes, sizes, strict=True):
+        len(sizes), 1, figsize=(7.5, 0.28 * sum(counts) + 3), sharex=True, layout="constrained", height_ratios=counts,
+        squeeze=False,
+    )  # fmt: skip
+    for ax, size in zip(axes[:, 0], sizes, strict=True):
         part = table[table["size"] == size]
         claims = [claim for claim in PUBLISHED["id"] if claim in set(part["claim"])][::-1]
         for holds, marker, up, name in (
@@ -97,9 +99,15 @@ def figure(table: pd.DataFrame) -> Figure:
         ax.set_title(size, fontsize="medium", loc="left")
         ax.set_yticks(range(len(claims)), claims)
         ax.set(xlim=(-0.03, 1.03), ylim=(-0.6, len(claims) - 0.4))
-    axes[-1].set_xlabel("share of runs that reproduce the claim, highest over worlds")
-    drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    axes[-1, 0].set_xlabel("share of runs that reproduce the claim, highest over worlds")
+    drawn.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     return drawn
+
+
+def kept(path: Path, code: str, runs: int) -> pd.DataFrame:
+    """Return the rates in ``path`` that ``code`` made from at least so many runs."""
+    table = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=[*WHERE, "runs", "code"])
+    return table[(table["code"] == code) & (table["runs"] >= runs)]
 
 
 def main() -> int:
@@ -108,16 +116,26 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=200, help="of every world at every size")
     parser.add_argument("--processes", type=int, default=-1, help="runs side by side; all cores unless given")
     asked = parser.parse_args()
-    worlds = [(module.run, world, size) for module in MODULES for size in module.SIZES for world in module.WORLDS]
-    todo = [(*one, seed) for one in worlds for seed in range(asked.runs)]
-    with parallel_config("loky", n_jobs=asked.processes, inner_max_num_threads=1):
-        jobs = Parallel(return_as="generator")(delayed(run)(*one) for run, *one in todo)
-        runs = pd.concat(tqdm(jobs, desc="claims", unit="run", total=len(todo)), ignore_index=True)
-    table = summary(runs)
-    with replacing(RESULT) as temporary:
-        table.assign(code=identity()).to_csv(temporary, index=False, float_format="%.4g")
+    code = identity()
+    table = kept(RESULT, code, asked.runs)
+    done = set(zip(table["size"], table["world"], strict=True))
+    worlds = [(module, world, size) for module in MODULES for size in module.SIZES for world in module.WORLDS]
+    todo = [(module, world, size) for module, world, size in worlds if (str(size), world.name) not in done]
+    bar = tqdm(desc="claims", unit="run", total=len(todo) * asked.runs)
+    for module, world, size in todo:
+        with parallel_config("loky", n_jobs=asked.processes, inner_max_num_threads=1):
+            jobs = Parallel(return_as="generator")(delayed(module.run)(world, size, seed) for seed in range(asked.runs))
+            runs = []
+            for run in jobs:
+                runs.append(run)
+                bar.update()
+        made = summary(pd.concat(runs)).assign(code=code)
+        table = pd.concat([table, made], ignore_index=True).astype({"holds": bool})  # of an empty one it is an object
+        with replacing(RESULT) as temporary:
+            table.to_csv(temporary, index=False, float_format="%.4g")
+    bar.close()
     figure(table).savefig(RESULT.with_suffix(".svg"), metadata={"Date": None})
-    print(f"{len(todo)} runs: {short(RESULT)}\n{sentences(table)}")
+    print(f"{short(RESULT)}: {table['runs'].sum():,} decisions\n{sentences(table)}")
     return 0
 
 

@@ -1,10 +1,13 @@
 """The calibration of claims, in small: what is drawn is what was stated, and truth is told from chance."""
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import aligned_worlds, compared_worlds, judged_worlds
+from benchmarks import aligned_worlds, calibrate_claims, compared_worlds, judged_worlds
 from benchmarks.calibrate_claims import MODULES, RESULT, sentences
 from benchmarks.claim_rates import OUTCOMES, decided, summary
 from benchmarks.judged_worlds import CLAIMS, WORLDS, Size, draw, run, truths
@@ -135,3 +138,23 @@ def test_the_committed_rates_are_of_these_worlds():
     stated = {(world.name, claim): holds for world in WORLDS for claim, (_, holds) in truths(world, 36).items()}
     assert of_judged.to_dict() == stated
     assert np.allclose(table[list(OUTCOMES)].sum(axis=1), 1, atol=1e-3)
+
+
+def test_a_calibration_goes_on_with_the_rates_that_are_kept(tmp_path, monkeypatch):
+    world, size = compared_worlds.WORLDS[0], compared_worlds.SIZE
+    few = SimpleNamespace(run=compared_worlds.run, WORLDS=[world, compared_worlds.WORLDS[3]], SIZES=(size,))
+    monkeypatch.setattr(calibrate_claims, "MODULES", (few,))
+    monkeypatch.setattr(calibrate_claims, "RESULT", tmp_path / "rates.csv")
+    monkeypatch.setattr(calibrate_claims, "identity", lambda: "now")
+    monkeypatch.setattr(sys, "argv", ["calibrate_claims.py", "--runs", "2", "--processes", "1"])
+    assert calibrate_claims.main() == 0
+    whole = pd.read_csv(tmp_path / "rates.csv")
+    assert set(whole["world"]) == {each.name for each in few.WORLDS}
+    asked = []
+    few.run = lambda *of: asked.append(of[0].name) or compared_worlds.run(*of)
+    whole.loc[whole["world"] == world.name, "code"] = "before"
+    whole.to_csv(tmp_path / "rates.csv", index=False)
+    assert calibrate_claims.main() == 0
+    assert asked == [world.name] * 2
+    again = pd.read_csv(tmp_path / "rates.csv").sort_values(["world", "claim"], ignore_index=True)
+    pd.testing.assert_frame_equal(again, whole.assign(code="now").sort_values(["world", "claim"], ignore_index=True))
