@@ -80,17 +80,17 @@ lab: $(LAB) ## open the notebooks in JupyterLab
 	$(BIN)/python -m jupyter lab --notebook-dir .
 
 TESTS = PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q $(PYTEST)
+TWO = -n 2 --dist loadfile --no-loadscope-reorder
 
-# Side by side what needs no demo run; one after the other what starts runs of its own, beside the run on Slurm, which mostly
-# waits; then the notebooks.
+# Two tests at a time, those that start runs of their own first: a run's jobs wait for each other, and other tests fill the
+# gaps. Beside them the run on Slurm, which mostly waits; then the notebooks.
 test: $(TEST) lint reproduce ## style, the demo run, all tests, and nbval on the notebooks
 	@failed=0; \
-	$(TESTS) -n 2 --dist loadfile -m "not pipeline" tests || failed=1; \
-	said=$$(mktemp); $(TESTS) -m slurm tests >$$said 2>&1 & slurm=$$!; \
+	said=$$(mktemp); $(TESTS) -m slurm tests/workflow/test_slurm.py >$$said 2>&1 & slurm=$$!; \
 	trap "kill $$slurm 2>/dev/null; rm -f $$said" EXIT; trap "exit 130" INT TERM; \
-	$(TESTS) -m "pipeline and not slurm" tests || failed=1; \
+	$(TESTS) $(TWO) -m "not slurm" tests || failed=1; \
+	$(TESTS) $(TWO) -p tests.nbval_numbers notebooks --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg || failed=1; \
 	wait $$slurm || failed=1; cat $$said; \
-	$(TESTS) -p tests.nbval_numbers notebooks --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg || failed=1; \
 	exit $$failed
 
 test-fast: $(TEST) ## tests that need no demo run
@@ -108,7 +108,8 @@ bench: $(TEST) ## measure everything in benchmarks/ on this machine and render b
 bench-gpu: $(TEST) ## the measurements that need a GPU
 	$(BIN)/python benchmarks/run.py --gpu
 
-calibrate: $(TEST) ## how often the diagnosis decides wrongly, in worlds whose truth is known (hours; goes on where it stopped)
+calibrate: $(TEST) ## how often claims and diagnosis are decided wrongly, in worlds whose truth is known (hours; goes on where it stopped)
+	PYTHONPATH=. $(BIN)/python benchmarks/calibrate_claims.py
 	PYTHONPATH=. $(BIN)/python benchmarks/calibrate.py $(CALIBRATE)
 
 lint: $(TEST) ## ruff, for style and format

@@ -96,7 +96,7 @@ def keep(
         "stage": stage,
         "dtypes": {str(column): str(dtype) for column, dtype in frame.dtypes.items()},
     }
-    figure = _drawn(draw, frame, notes["notices"])
+    figure = _drawn(draw, frame, notices)
     figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
     figure.savefig(folder / f"{name}.png", metadata={"Software": None})
     # Nine digits, so that a figure drawn again from its table is the same figure.

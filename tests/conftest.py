@@ -18,6 +18,11 @@ settings.load_profile("companion")
 REAL_DATA = PROJECT.parent / "shared" / "data"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put what takes minutes first, so that processes that share the tests end together."""
+    items.sort(key=lambda item: "pipeline" not in item.keywords)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Real Social-Chemistry rows, Flames prompts and a small trained model; not part of the project."""

@@ -19,9 +19,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import nbformat
 import psutil
 
 from lib.run.files import PROJECT, CompanionError, resolve, short, write_text_atomically
@@ -30,6 +29,9 @@ from lib.run.stage import PART
 from lib.run.table import STAGES
 from workflow import report
 from workflow.gpus import VISIBLE, reserved
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
 
 NOISE = (
     "[IPKernelApp] WARNING | Kernel is running over TCP",
@@ -137,9 +139,9 @@ def run_job(
         if visible is not None:
             environment[VISIBLE] = visible
         if part:
-            shared = up_to_shared(nbformat.read(notebook, as_version=4))
+            shared = up_to_shared(json.loads(notebook.read_text(encoding="utf-8")))
             notebook = Path(folder) / notebook.name
-            nbformat.write(shared, notebook)
+            notebook.write_text(json.dumps(shared), encoding="utf-8")
         status, stderr = execute(notebook, tried, parameters=parameters, environment=environment)
     _write_log(log, f"GPUs: {visible or 'none'}\n{stderr}exit status {status}\n")
     if status:
@@ -157,7 +159,7 @@ def _write_log(log: Path, text: str) -> None:
         stream.write(text)
 
 
-def up_to_shared(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+def up_to_shared(notebook: dict[str, Any]) -> dict[str, Any]:
     """Return the notebook up to and including its last cell tagged ``shared``: what every part of the stage runs.
 
     A part does its share of the work there (:func:`lib.run.stage.share`). What it makes lies where the whole notebook
@@ -166,10 +168,10 @@ def up_to_shared(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     Raises:
         CompanionError: no cell has the tag.
     """
-    tagged = [n for n, cell in enumerate(notebook.cells) if "shared" in cell.metadata.get("tags", [])]
+    tagged = [n for n, cell in enumerate(notebook["cells"]) if "shared" in cell["metadata"].get("tags", [])]
     if not tagged:
         raise CompanionError("no cell of the notebook is tagged `shared`, so its stage cannot be run in parts")
-    return nbformat.NotebookNode(notebook | {"cells": notebook.cells[: tagged[-1] + 1]})
+    return notebook | {"cells": notebook["cells"][: tagged[-1] + 1]}
 
 
 # ------------------------------------------------------------------------------- the committed notebooks
@@ -194,6 +196,8 @@ def first_cell(stage: str, values: Mapping[str, Any] | None = None) -> str:
 
 def write_first_cell(stage: str) -> Path:
     """Write the first cell of a stage's committed notebook, and nothing else of it; return the notebook's path."""
+    import nbformat  # not at the top: no job of a run needs it, and it may take a second
+
     path = PROJECT / "notebooks" / f"{STAGES[stage].notebook}.ipynb"
     notebook = nbformat.read(path, as_version=4)
     (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
@@ -202,7 +206,7 @@ def write_first_cell(stage: str) -> Path:
     return path
 
 
-def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+def clean(notebook: "NotebookNode") -> "NotebookNode":
     """Remove what a run leaves in a notebook besides code and results: timings, papermill's notes, widget state."""
     for key in ("papermill", "widgets"):
         notebook.metadata.pop(key, None)
@@ -215,7 +219,7 @@ def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return notebook
 
 
-def is_progress(output: nbformat.NotebookNode) -> bool:
+def is_progress(output: "NotebookNode") -> bool:
     """Say whether a cell's output is a progress bar, a widget or a line on stderr, which are no results."""
     if "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
         return True
@@ -224,6 +228,8 @@ def is_progress(output: nbformat.NotebookNode) -> bool:
 
 def commit() -> int:
     """Write the notebooks' first cells, execute them, and store them, cleaned, in ``notebooks/`` with their figures."""
+    import nbformat
+
     started = time.time()
     beside = [PROJECT / "notebooks" / f"{name}.ipynb" for name in ("explore", "try")]
     for path in [*map(write_first_cell, STAGES), *beside]:

@@ -4,8 +4,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
 
 import nbformat
 import numpy as np
@@ -13,6 +11,7 @@ import pandas as pd
 import pytest
 import runs_compared
 import yaml
+from engine import snakemake
 
 from lib.activations import store
 from lib.run import stage
@@ -106,11 +105,11 @@ def test_a_stage_has_no_more_parts_than_there_is_to_share():
 @pytest.mark.parametrize("name", [name for name in STAGES if estimates.parts(SHARED, name) > 1])
 def test_a_part_is_the_notebook_up_to_its_shared_work(name):
     notebook = nbformat.read(PROJECT / "notebooks" / f"{STAGES[name].notebook}.ipynb", as_version=4)
-    part = execution.up_to_shared(notebook)
-    assert part.cells == notebook.cells[: len(part.cells)]
-    assert "shared" in part.cells[-1].metadata.tags
-    assert not [cell for cell in notebook.cells[len(part.cells) :] if "shared" in cell.metadata.get("tags", [])]
-    source = "".join(cell.source for cell in part.cells)
+    cells = execution.up_to_shared(notebook)["cells"]
+    assert cells == notebook.cells[: len(cells)]
+    assert "shared" in cells[-1].metadata.tags
+    assert not [cell for cell in notebook.cells[len(cells) :] if "shared" in cell.metadata.get("tags", [])]
+    source = "".join(cell.source for cell in cells)
     assert "open_stage(" in source
     assert "stage.finish()" not in source
 
@@ -158,27 +157,24 @@ def test_a_run_in_parts_has_the_results_of_a_run_at_once(tmp_path):
     """Rows, layers and arms as jobs of their own, up to the answers; every table, weight and chunk is the same."""
     tiny = yaml.safe_load((PROJECT / "tests" / "faults" / "tiny.yaml").read_text())
     tiny |= {"layers": [1, 2], "arms": ["baseline", "aligned", "random-direction"]}
-    folders = []
-    for name, number in (("test-at-once", 1), ("test-in-parts", 2)):
-        folders.append(PROJECT / "runs" / name)
-        shutil.rmtree(folders[-1], ignore_errors=True)
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(tiny | {"run": name, "parts": number}))
-        command = [
-            sys.executable,
-            "-m",
-            "snakemake",
-            f"runs/{name}/notebooks/07_steering.moral-small.ipynb",
-            "--cores",
-            "2",
-        ]
-        result = subprocess.run(
-            [*command, "--nolock", "--rerun-triggers", "code", "--config", f"profile={tmp_path}/{name}.yaml"],
-            cwd=PROJECT, capture_output=True, text=True, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+    at_once, in_parts = folders = [PROJECT / "runs" / name for name in ("test-at-once", "test-in-parts")]
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def run(folder, parts):
+        profile = tmp_path / f"{folder.name}.yaml"
+        profile.write_text(yaml.safe_dump(tiny | {"run": folder.name, "parts": parts}))
+        target = f"runs/{folder.name}/notebooks/07_steering.moral-small.ipynb"
+        result = snakemake(target, "--cores", "2", profile=profile)
         assert result.returncode == 0, result.stderr
-        jobs = result.stderr.count("_part:")
-        assert (jobs > 0) == (number > 1), result.stderr
-    at_once, in_parts = folders
+        assert ("_part:" in result.stderr) == (parts > 1), result.stderr
+
+    run(at_once, parts=1)
+    # The first stage has no parts: both runs go on from the same vectors.
+    shutil.copytree(at_once / "vectors", in_parts / "vectors")
+    (in_parts / "notebooks").mkdir()
+    shutil.copy(at_once / "notebooks" / "01_vectors.ipynb", in_parts / "notebooks")
+    run(in_parts, parts=2)
     assert runs_compared.digests(at_once)
     assert runs_compared.differences(at_once, in_parts) == []
     for folder in folders:
