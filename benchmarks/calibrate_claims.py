@@ -60,7 +60,8 @@ def sentences(table: pd.DataFrame) -> str:
         "A claim that is untrue, or that a control explains, came out as *reproduced* in "
         f"{rates.said(worst[REPRODUCED], worst['runs'])} of {worst['runs']} runs at most ({worst['claim']}, world "
         f"*{worst['world']}*, {worst['size']}), and in {false[REPRODUCED].mean():.1%} on average. {power}. "
-        f"Intervals held the truth in {covered:.1%} of runs; those of several layers hold for all at once."
+        f"Intervals, of 90% for equivalence and else of 95%, held the truth in {covered:.1%} of runs; those of several layers "
+        "hold for all at once."
     )
 
 
