@@ -151,7 +151,7 @@ def page() -> str:
         f"![{ALT}](benchmarks/calibration.svg)\n\n{sentences(runs)}\n\n"
         f"{len(runs) // len(MEASURES):,} runs of {len(table) // len(MEASURES)} simulated worlds "
         f"([the table](benchmarks/calibration.csv)); `make calibrate` adds more.{old} "
-        f"Not simulated yet: 16,000 rows, and the claims about alignment and over models.\n\n{calibrate_claims.page()}"
+        f"Not simulated yet: 16,000 rows.\n\n{calibrate_claims.page()}"
     )
 
 

@@ -52,8 +52,11 @@ def sentences(table: pd.DataFrame) -> str:
     seldom = best[best[REPRODUCED] < FOUND]
     power = f"Where it is true, {len(best) - len(seldom)} of {len(best)} claims are *reproduced* in {FOUND:.0%} of runs or more"
     if len(seldom):
-        power += " at the largest size; less often even there: "
+        power += " in the world and at the size that suit them best; less often even there: "
         power += ", ".join(f"{row.claim} {getattr(row, REPRODUCED):.0%}" for row in seldom.itertuples())
+    largest = true[true["size"] == true.groupby("claim")["size"].transform("last")]
+    if len(out := largest[largest[REPRODUCED] < 1 - FOUND]):
+        power += f". Hardly ever, although true and at the largest size, {_listed(out)}"
     known = table.dropna(subset="coverage")
     covered = known["coverage"] @ known["runs"] / known["runs"].sum()
     return (
@@ -65,13 +68,19 @@ def sentences(table: pd.DataFrame) -> str:
     )
 
 
+def _listed(rows: pd.DataFrame) -> str:
+    return ", ".join(f"{row.claim} (*{row.world}*, {getattr(row, REPRODUCED):.0%})" for row in rows.itertuples())
+
+
 def page() -> str:
     """Return what README and book say: the figure, what was found, and whether this code found it."""
     table = pd.read_csv(RESULT)
     old = "" if set(table["code"]) == {identity()} else " They were made by an earlier version of this code."
+    usual = compared_worlds.WORLDS[1]
     return (
         f"![{ALT}](benchmarks/{RESULT.with_suffix('.svg').name})\n\n{sentences(table)}\n\n"
-        f"{table['claim'].nunique()} claims in {table['world'].nunique()} worlds ([the table](benchmarks/{RESULT.name})).{old}"
+        f"{table['claim'].nunique()} claims in {table['world'].nunique()} worlds ([the table](benchmarks/{RESULT.name})). In "
+        f"*{usual.name}* families differ by {usual.family:g} of a margin (standard deviation) and models by {usual.own:g}.{old}"
     )
 
 

@@ -83,7 +83,8 @@ def test_the_sentences_name_the_worst_error_and_what_is_seldom_found():
     said = sentences(table.assign(size="60 prompts", world="w", runs=200, coverage=[0.97, np.nan, 0.95, 0.93, 0.99]))
     assert "in 4.0% (1.7% to 7.7%) of 200 runs at most (flames-psc1-gain, world *w*, 60 prompts)" in said
     assert "and in 3.0% on average" in said
-    assert "1 of 2 claims are *reproduced* in 80% of runs or more at the largest size" in said
+    assert "1 of 2 claims are *reproduced* in 80% of runs or more in the world and at the size that suit them" in said
+    assert "Hardly ever, although true and at the largest size, flames-peak (*w*, 10%)." in said
     assert "less often even there: flames-peak 25%." in said
     assert "held the truth in 96.0% of runs" in said
 
