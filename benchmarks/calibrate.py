@@ -146,11 +146,10 @@ def _wide(runs: pd.DataFrame) -> str:
 def page() -> str:
     """Return what README and book say of the calibration: the figure, what was found, and what was not tried."""
     table, runs = pd.read_csv(RESULT), pd.read_csv(RUNS)
-    old = "" if set(runs["code"]) == {identity()} else " They were made by an earlier version of this code."
     return (
         f"![{ALT}](benchmarks/calibration.svg)\n\n{sentences(runs)}\n\n"
         f"{len(runs) // len(MEASURES):,} runs of {len(table) // len(MEASURES)} simulated worlds "
-        f"([the table](benchmarks/calibration.csv)); `make calibrate` adds more.{old} "
+        f"([the table](benchmarks/calibration.csv)); `make calibrate` adds more.{rates.age(runs['code'], identity())} "
         f"Not simulated yet: 16,000 rows.\n\n{calibrate_claims.page()}"
     )
 

@@ -1,5 +1,6 @@
 """Shares of simulated runs with exact binomial intervals, as sentences and figures of the calibration show them."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -22,3 +23,8 @@ def bars(rate: pd.Series, runs: pd.Series) -> list[pd.Series]:
     """Return the lengths of error bars below and above the rates."""
     low, high = exact(rate, runs)
     return [rate - low, high - rate]
+
+
+def age(codes: Iterable[str], now: str) -> str:
+    """Return a sentence for rates that were not all made by the code of ``now``; nothing for the others."""
+    return "" if set(codes) == {now} else " They were made by an earlier version of this code."
