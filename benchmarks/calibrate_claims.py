@@ -19,7 +19,7 @@ from joblib import Parallel, delayed, parallel_config
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
-from benchmarks import aligned_worlds, compared_worlds, judged_worlds, rates
+from benchmarks import aligned_worlds, claim_rates, compared_worlds, judged_worlds, rates
 from benchmarks.claim_rates import PUBLISHED, WHERE, summary
 from lib.claims.ledger import REPRODUCED
 from lib.diagnosis.figures import COLOURS_OF_LINES
@@ -39,8 +39,8 @@ ALT = (
 
 
 def identity() -> str:
-    """Return what decides the rates beside the seeds, as a hash: the worlds and the code of the claims."""
-    sources = [Path(module.__file__).read_text(encoding="utf-8") for module in MODULES]
+    """Return what decides the rates beside the seeds, as a hash: the worlds, how they are counted, and the code of the claims."""
+    sources = [Path(module.__file__).read_text(encoding="utf-8") for module in (claim_rates, *MODULES)]
     return sha256_of_json([code_hash(source) for source in sources])[:16]
 
 
@@ -75,12 +75,12 @@ def _listed(rows: pd.DataFrame) -> str:
 def page() -> str:
     """Return what README and book say: the figure, what was found, and whether this code found it."""
     table = pd.read_csv(RESULT)
-    old = "" if set(table["code"]) == {identity()} else " They were made by an earlier version of this code."
     usual = compared_worlds.WORLDS[1]
     return (
         f"![{ALT}](benchmarks/{RESULT.with_suffix('.svg').name})\n\n{sentences(table)}\n\n"
         f"{table['claim'].nunique()} claims in {table['world'].nunique()} worlds ([the table](benchmarks/{RESULT.name})). In "
-        f"*{usual.name}* families differ by {usual.family:g} of a margin (standard deviation) and models by {usual.own:g}.{old}"
+        f"*{usual.name}* families differ by {usual.family:g} of a margin (standard deviation) and models by {usual.own:g}."
+        f"{rates.age(table['code'], identity())}"
     )
 
 

@@ -16,7 +16,7 @@ OUTCOMES = (REPRODUCED, EXPLAINED, DIFFERS, INCONCLUSIVE)
 WHERE = ["size", "claim", "world", "holds"]
 
 NEGLIGIBLE = 1e-9
-"""Share of an interval's end that rounding may take."""
+"""By this much rounding may move an interval's end."""
 
 
 def ungated(claims: Iterable[str]) -> pd.DataFrame:
