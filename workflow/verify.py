@@ -2,12 +2,13 @@
 
     python -m workflow.verify profiles/demo.yaml
 
-A damaged file is moved to the run's ``.superseded`` and its stage loses its manifest, so the next run makes that file again,
-of a store of activations the damaged chunks alone, and what was made from it. Reading everything takes as long as the disk
-needs, so a run does not do it by itself. What cannot be read now, for want of a connection or of rights, is an error and no
-damage.
+A damaged file, or the folder that was made with it, is moved to the run's ``.superseded`` and its stage loses its manifest, so
+the next run makes that again, of a store of activations the damaged chunks alone, and what was made from it. Reading
+everything takes as long as the disk needs, so a run does not do it by itself. What cannot be read now, for want of a
+connection or of rights, is an error and no damage.
 """
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -55,28 +56,44 @@ def check(run: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["stage", "file", "state"])
 
 
-def main() -> int:
-    """Check a profile's run, move damaged files and the manifests of their stages aside, and say so."""
-    run = resolve(f"runs/{load_profile(sys.argv[1]).run}")
-    damage = check(run)
+def take_away(run: Path, damage: pd.DataFrame) -> None:
+    """Move what :func:`check` found damaged and the manifests of its stages aside, and say so."""
     for stage, files in damage.groupby("stage"):
         if set(files["file"]).intersection(NEEDED):
             with locked(run / stage):
                 set_aside(run, run / stage, "that cannot be read")
             continue
-        for path in (run / stage / name for name in {*files["file"], "manifest.json"}):
-            if (
-                path.exists()
-            ):  # a missing file is not, nor are the chunks of a store, which knows itself what to read again
-                aside = run / ".superseded" / "damaged" / path.relative_to(run)
-                aside.parent.mkdir(parents=True, exist_ok=True)
-                path.replace(aside)
+        folders = read_manifest(run / stage).get("folders", [])
+        # A missing file is not there to be moved, nor are the chunks of a store, which knows itself what to read again.
+        for name in ("manifest.json", *{_whole(file, folders) for file in files["file"]}):
+            if (path := run / stage / name).exists():
+                _aside(path, run)
         for file in files.itertuples():
             print(f"{short(run / stage / file.file)}: {file.state}")
         print(f"{short(run / stage)}: the next run makes them again")
+
+
+def main() -> int:
+    """Check a profile's run, and take away what is damaged."""
+    run = resolve(f"runs/{load_profile(sys.argv[1]).run}")
+    damage = check(run)
+    take_away(run, damage)
     if damage.empty:
         print(f"{short(run)}: every result is as it was written")
     return 0
+
+
+def _whole(file: str, folders: list[str]) -> str:
+    """Return the folder that was made in one with ``file``, without which the rest of it is of no use; else the file."""
+    return next((folder for folder in folders if file.startswith(f"{folder}/")), file)
+
+
+def _aside(path: Path, run: Path) -> None:
+    aside = run / ".superseded" / "damaged" / path.relative_to(run)
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    if aside.is_dir():  # damaged before
+        shutil.rmtree(aside)
+    path.replace(aside)
 
 
 if __name__ == "__main__":

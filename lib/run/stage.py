@@ -100,6 +100,7 @@ class Stage:
     complete: bool
     parameters: Parameters
     started: float = field(default_factory=time.monotonic)
+    folders: set[str] = field(default_factory=set)
 
     @property
     def name(self) -> str:
@@ -145,6 +146,7 @@ class Stage:
             with replacing(path) as temporary:
                 temporary.mkdir()
                 function(temporary, *args, **kwargs)
+        self.folders.add(name)
         return path
 
     def finish(self, *, hashed_elsewhere: tuple[str, ...] = (), **findings: Any) -> pd.DataFrame:
@@ -162,6 +164,7 @@ class Stage:
                 "stage": self.name,
                 "identity": self.identity,
                 "outputs": {name: sha256_of_file(self.directory / name) for name in names},
+                "folders": sorted(self.folders),
                 "notices": self.notices(),
                 "findings": findings,
                 "machine": machine_class(),

@@ -23,6 +23,7 @@ from lib.run.provenance import MismatchError, code_hash, modules_used_by, notebo
 from lib.run.stage import MissingStageError, current_part, read_manifest, share
 from lib.run.stage import open_stage as open_any
 from lib.run.table import STAGES
+from workflow import verify
 
 
 @pytest.fixture
@@ -234,6 +235,33 @@ def test_a_stage_that_lost_a_file_makes_that_one_again(parameters, source):
     assert not again.complete
     again.table("numbers.parquet", never)
     pd.testing.assert_frame_equal(again.table("others.parquet", numbers), numbers())
+
+
+def two_files(folder):
+    for name in ("first", "second"):
+        (folder / name).write_text(name)
+
+
+@pytest.mark.parametrize("damaged", ["changed", "gone"])
+def test_a_folder_that_lost_a_file_is_made_again_whole(parameters, source, damaged):
+    """What a folder holds is made in one, so a part of it is never taken for the whole."""
+    stage = open_stage(parameters, source)
+    folder, other = (stage.folder(name, two_files) for name in ("layer/pretrained", "layer/other"))
+    stage.table("layer/numbers.parquet", numbers)
+    stage.finish()
+    (folder / "second").write_text("changed") if damaged == "changed" else (folder / "second").unlink()
+    run = resolve(parameters.run_dir)
+    verify.take_away(run, verify.check(run))
+    again = open_stage(parameters, source)
+    assert not again.complete
+    assert not folder.exists()
+    again.folder("layer/other", never)
+    again.table("layer/numbers.parquet", never)
+    assert sorted(path.name for path in again.folder("layer/pretrained", two_files).iterdir()) == ["first", "second"]
+    again.finish()
+    assert verify.check(run).empty
+    assert (run / ".superseded" / "damaged" / folder.relative_to(run) / "first").exists()
+    assert other.exists()
 
 
 def test_files_of_somebody_else_are_never_removed(parameters, source):
