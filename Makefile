@@ -79,7 +79,9 @@ graph: $(READY) ## draw the graph of stages, without edges that follow from othe
 lab: $(LAB) ## open the notebooks in JupyterLab
 	$(BIN)/python -m jupyter lab --notebook-dir .
 
-TESTS = PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q $(PYTEST)
+# Linear algebra in one thread, as in a run's jobs: two tests with two threads each on two cores spin and wait for each other.
+ONE_THREAD = OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
+TESTS = PATH="$(abspath $(BIN)):$$PATH" $(ONE_THREAD) $(BIN)/python -m pytest -q $(PYTEST)
 TWO = -n 2 --dist loadfile --no-loadscope-reorder
 
 # Two tests at a time, those that start runs of their own first: a run's jobs wait for each other, and other tests fill the
@@ -94,7 +96,7 @@ test: $(TEST) lint reproduce ## style, the demo run, all tests, and nbval on the
 	exit $$failed
 
 test-fast: $(TEST) ## tests that need no demo run
-	$(BIN)/python -m pytest -q -m "not pipeline" tests
+	$(TESTS) -m "not pipeline" tests
 
 test-slurm: $(TEST) ## PROFILE on a real Slurm of two nodes on this machine: one job killed, one node drained (root)
 	$(BIN)/python tests/slurm/run.py "$(PROFILE)"
