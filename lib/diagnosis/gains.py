@@ -5,7 +5,10 @@ the baseline leaves over in the other folds; the sum is the careful prediction. 
 folds, so no row has a part in what predicts it. Score minus the baseline's score on the same rows is the gain.
 
 *Interval*: scores of learned predictors vary with the rows that they learned from. The jackknife leaves out a fourth of the
-actions at a time and fits everything anew on the rest. *Null*: whole actions swap their representations within a
+actions at a time: among the rows that are scored; and among those learned from, fitting everything anew. A fitted predictor
+is where its loss is flat, so what the second does is mostly the interaction of the two, which is a part of the first as well.
+Counted whole in both, as by any jackknife, it would make intervals too wide (Efron and Stein, 1981), so the second effect
+counts half. Neighbours are not fitted, and theirs counts whole. *Null*: whole actions swap their representations within a
 fold, for all layers alike, while labels and baseline stay in place, and the second step is fitted anew for every penalty.
 """
 
@@ -56,11 +59,11 @@ class Problem:
     def left_out(self, *folds: int, replicate: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return the indices of the rows of these folds and of those that a replicate leaves out; and a mask over them.
 
-        The mask says which of them are to be predicted: those of the last fold that the replicate keeps.
+        The mask says which of them are to be predicted: those of the last fold.
         """
         gone = np.zeros(len(self.rows), bool) if replicate is None else self.without[replicate]
         out = np.flatnonzero(np.isin(self.fold, folds) | gone)
-        return out, (self.fold[out] == folds[-1]) & ~gone[out]
+        return out, self.fold[out] == folds[-1]
 
 
 def problems(
@@ -126,7 +129,7 @@ class Baseline(NamedTuple):
         predicted: of every row, from the other folds, [rows, targets].
         left: what it leaves over in the rows that fit the second step, [folds, rows, targets]; 0 in the fold itself. The
             replicates share it, which takes a tenth of the time and changes what is left only a little.
-        predicted_without: the same as ``predicted`` in each replicate, [replicates, rows, targets].
+        predicted_without: the same as ``predicted``, learned from the rows of each replicate, [replicates, rows, targets].
     """
 
     predicted: np.ndarray

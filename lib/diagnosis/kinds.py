@@ -34,6 +34,8 @@ class Kind:
         score: of the predictions of one problem.
         fit: the lexical baseline of a problem, from its kernel.
         add: what a representation adds to it, from its kernel.
+        learned: how much of the effect of the rows learned from counts in a replicate of the jackknife: half where a
+            predictor is fitted, all where it is not (:mod:`lib.diagnosis.gains`).
     """
 
     name: str
@@ -42,6 +44,7 @@ class Kind:
     score: Score
     fit: Callable[[np.ndarray, Problem], Any] = gains.baseline
     add: Callable[..., gains.Added] = gains.add
+    learned: float = 0.5
 
 
 def kinds_of(
@@ -78,7 +81,7 @@ def kinds_of(
             Kind("gradient", posed(_typicalities(subset), together=False), without, scores.rank_correlation),
             Kind(
                 "structural", posed(_polarities(subset, seed)), without, scores.mean_share, neighbours.baseline,
-                neighbours.add,
+                neighbours.add, learned=1.0,
             ),
             Kind("dimensional", posed(dimensions), topics, scores.r_squared),
         )

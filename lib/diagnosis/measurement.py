@@ -159,17 +159,24 @@ def _words(kind: Kind, baselines: list) -> tuple[float, np.ndarray]:
     whole, without = [], []
     for problem, of in zip(kind.problems, baselines, strict=True):
         whole.append(kind.score(problem.targets, of.predicted[None], problem.fold)[0])
-        without.append(_replicated(kind, problem, of.predicted_without[None])[0])
+        without.append(_replicated(kind, problem, of.predicted[None], of.predicted_without[None])[0])
     return float(np.mean(whole)), np.mean(without, axis=0)
 
 
-def _replicated(kind: Kind, problem: Problem, predicted: np.ndarray) -> np.ndarray:
-    """Score predictions [draws, replicates, rows, targets] on the rows that each replicate keeps, [draws, replicates]."""
-    scores = [
-        kind.score(problem.targets[rows], predicted[:, replicate, rows], problem.fold[rows])
-        for replicate, rows in enumerate(~problem.without)
-    ]
-    return np.stack(scores, axis=1)
+def _replicated(kind: Kind, problem: Problem, predicted: np.ndarray, without: np.ndarray) -> np.ndarray:
+    """Score each replicate, [draws, replicates]: the effect of the rows scored, and a part of that of the rows learned from.
+
+    Args:
+        kind: gives the score and the part.
+        problem: the labels, and which rows a replicate leaves out.
+        predicted: learned from all rows, [draws, rows, targets].
+        without: learned from those of each replicate, [draws, replicates, rows, targets].
+    """
+    truth, fold = problem.targets, problem.fold
+    scored = [kind.score(truth[kept], predicted[:, kept], fold[kept]) for kept in ~problem.without]
+    learned = [kind.score(truth, without[:, replicate], fold) for replicate in range(REPLICATES)]
+    effect = np.stack(learned, axis=1) - kind.score(truth, predicted, fold)[:, None]
+    return np.stack(scored, axis=1) + kind.learned * effect
 
 
 def _read(
@@ -193,13 +200,16 @@ def _gained(kind: Kind, baselines: list, x: np.ndarray, *, permute: bool) -> Gai
     for problem, of in zip(kind.problems, baselines, strict=True):
         added = kind.add(kernels.linear(x[problem.rows]), of, problem=problem, permute=permute)
         truth, fold = problem.targets, problem.fold
+        chosen = (of.predicted + added.chosen)[None]
         fixed = [kind.score(truth, of.predicted + drawn, fold) for drawn in added.fixed]
         parts.append(
             (
-                kind.score(truth, (of.predicted + added.chosen)[None], fold),
-                _replicated(kind, problem, (of.predicted_without + added.chosen_without)[None])[0],
+                kind.score(truth, chosen, fold),
+                _replicated(kind, problem, chosen, (of.predicted_without + added.chosen_without)[None])[0],
                 np.stack(fixed),
-                _replicated(kind, problem, of.predicted_without + added.fixed_without),
+                _replicated(
+                    kind, problem, of.predicted + added.fixed[:, 0], of.predicted_without + added.fixed_without
+                ),
             )
         )
     careful, without, fixed, fixed_without = (np.mean(part, axis=0) for part in zip(*parts, strict=True))

@@ -24,7 +24,7 @@ class ByWords(NamedTuple):
 
     Attributes:
         predicted: share of a row's neighbours with its polarity, [rows, 1].
-        predicted_without: the same in each replicate, [replicates, rows, 1].
+        predicted_without: the same among the rows of each replicate, [replicates, rows, 1].
         nearness: by words, standardised row by row, [rows, rows].
     """
 
