@@ -26,6 +26,9 @@ WORDS_SHARE = 0.25
 
 MARGINS = margins(DiagnosisKeys())
 
+PROBED = DiagnosisKeys().probe_rows
+"""Rows that the decision on dimensions reads, at most; the others read all."""
+
 TYPICALITIES = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
 
 
@@ -37,14 +40,6 @@ class World(NamedTuple):
     rows: int
     width: int
     layers: int
-
-
-WORLDS = [
-    *(World("effect", effect, rows, 64, 2) for rows in (1_000, 3_000) for effect in (0.0, 0.05, 0.15, 0.4)),
-    *(World(confound, 0.0, 1_000, 64, 2) for confound in ("words", "length", "topic")),
-    *(World("effect", effect, 1_000, width, 2) for width in (512, 2_048) for effect in (0.0, 0.15)),
-    *(World("effect", effect, 1_000, 64, layers) for layers in (6, 36) for effect in (0.0, 0.15)),
-]
 
 
 class Drawn(NamedTuple):
@@ -72,14 +67,12 @@ def draw(world: World, seed: int) -> Drawn:
     texts = _texts(told, topic, length, np.random.default_rng(seed))
     texts = np.array([texts[index] for index in action], dtype=object)
     held = _held(world, texts, untold=untold, topic=topic, length=length, generator=generator)
-    return Drawn(
-        *_labelled(label, topic, texts), texts_twice(texts), np.tile(length, 2), [np.tile(x, (2, 1)) for x in held]
-    )
+    return Drawn(*_labelled(label, topic, texts), _twice(texts), _twice(length), [_twice(x) for x in held])
 
 
-def texts_twice(texts: np.ndarray) -> np.ndarray:
-    """Return the actions of the subset, then the same as those of the annotations behind the dimensions."""
-    return np.concatenate([texts, texts])
+def _twice(of_rows: np.ndarray) -> np.ndarray:
+    """Return what the rows of the subset have, then the same of the annotations behind the dimensions."""
+    return np.concatenate([of_rows, of_rows[:PROBED]])
 
 
 def _texts(told: np.ndarray, topic: np.ndarray, length: np.ndarray, generator: np.random.Generator) -> list[str]:
@@ -134,14 +127,12 @@ def _labelled(label: np.ndarray, topic: np.ndarray, texts: np.ndarray) -> tuple[
     for row, (name, pole, value) in enumerate(zip(foundation, polarity, typicality, strict=True)):
         if pole != "neutral":
             vectors[row, columns[name.split("-")[int(pole == "vice")]]] = value
-    return subset, Probed(vectors, texts, foundation)
+    return subset, Probed(vectors[:PROBED], texts[:PROBED], foundation[:PROBED])
 
 
 def run(world: World, seed: int, *, permutations: int = PERMUTATIONS) -> pd.DataFrame:
-    """Decide on one drawn world: a row per kind with ``decision, gain, ci_low, ci_high, p`` and which world it is.
-
-    ``gain`` and its interval are those of the first layer, where no choice of layer was made.
-    """
+    """Decide on one drawn world: a row per kind and layer with ``decision, p``, which are the kind's, and
+    ``layer, gain, ci_low, ci_high``, and which world it is."""
     drawn = draw(world, seed)
     measured = measure(
         kinds_of(drawn.subset, drawn.probed, actions=drawn.actions, permutations=permutations, seed=seed),
@@ -152,6 +143,6 @@ def run(world: World, seed: int, *, permutations: int = PERMUTATIONS) -> pd.Data
         width=world.width,
         seed=seed,
     )
-    first = measured[measured["layer"] == 0].set_index("kind")
-    table = decide(measured, MARGINS)[["kind", "decision", "p"]].join(first[["gain", "ci_low", "ci_high"]], on="kind")
-    return table.assign(**world._asdict(), seed=seed)
+    by_layer = measured.dropna(subset="layer")[["kind", "layer", "gain", "ci_low", "ci_high"]]
+    decided = decide(measured, MARGINS).set_index("kind")[["decision", "p"]]
+    return by_layer.join(decided, on="kind").assign(**world._asdict(), seed=seed)
