@@ -115,14 +115,20 @@ def _held(process: psutil.Process) -> int:
 
 
 def measure(directory: Path, layer_count: int = LAYERS) -> dict[str, object]:
-    """Diagnose that many layers; return wall and CPU minutes, memory, and the number of components."""
+    """Diagnose that many layers; return wall and CPU minutes, memory, and the number of components.
+
+    ``gains_cpu_minutes`` is the part of the decisions: what the control layers add to words.
+    """
     activations = OneLayer(directory, layer_count)
     annotations, subset = labels(activations.index["action"].tolist())
     wall, cpu = time.perf_counter(), sum(os.times()[:4])
     with Memory() as memory:
         tables = layers.diagnose(activations, annotations, subset=subset, parameters=PAPER)
-    wall = time.perf_counter() - wall
-    get_reusable_executor().shutdown(wait=True)  # seconds of the processes count when they have ended
+        get_reusable_executor().shutdown(wait=True)  # seconds of the processes count when they have ended
+        before_gains = sum(os.times()[:4])
+        layers.gains_over_words(activations, annotations, subset=subset, parameters=PAPER)
+        get_reusable_executor().shutdown(wait=True)
+    wall, now = time.perf_counter() - wall, sum(os.times()[:4])
     structural = tables["structural"]
     components = structural[(structural["arm"] == "published") & (structural["metric"] == "components")]["value"]
     return {
@@ -132,7 +138,8 @@ def measure(directory: Path, layer_count: int = LAYERS) -> dict[str, object]:
         "width": WIDTH,
         "components": int(components.median()),
         "wall_minutes": round(wall / 60, 1),
-        "cpu_minutes": round((sum(os.times()[:4]) - cpu) / 60, 1),
+        "cpu_minutes": round((now - cpu) / 60, 1),
+        "gains_cpu_minutes": round((now - before_gains) / 60, 1),
         "peak_gigabytes": round(memory.peak / 1e9, 2),
     }
 

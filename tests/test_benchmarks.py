@@ -65,10 +65,10 @@ def test_the_estimate_at_the_papers_size_is_shown_with_its_terms(tmp_path):
     path = tmp_path / "paper_size.csv"
     assert "not measured" in run.at_paper_size(path)
     path.write_text(
-        "layers,control_layers,rows,width,components,wall_minutes,cpu_minutes,peak_gigabytes,machine\n"
-        "36,3,16135,4096,1210,12.3,24.4,4.56,a box\n"
+        "layers,control_layers,rows,width,components,wall_minutes,cpu_minutes,gains_cpu_minutes,peak_gigabytes,machine\n"
+        "36,3,16135,4096,1210,12.3,24.4,9.8,4.56,a box\n"
     )
-    for part in ("36 layers, 16,135 x 4,096", "took 12 minutes, 24 of CPU time", "4.6 GB", "(a box)"):
+    for part in ("36 layers, 16,135 x 4,096", "took 12 minutes, 24 of CPU time of which 10 ", "4.6 GB", "(a box)"):
         assert part in run.at_paper_size(path)
 
 
