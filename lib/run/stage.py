@@ -253,7 +253,8 @@ def open_stage(
         elif why := difference(plan["identity"], identity):
             set_aside(run_dir, directory, why)
         if not (directory / "plan.json").exists():
-            _write_plan(directory, stage.name, identity)
+            plan = {"stage": stage.name, "identity": identity}
+            write_text_atomically(directory / "plan.json", json.dumps(plan, indent=1))
         complete = (directory / "manifest.json").exists()
         (release if complete else hold)(directory)
     return Stage(stage, run_dir, directory, paths, identity, complete, parameters, started)
@@ -304,11 +305,6 @@ def _require_empty(stage: StageSpecification, directory: Path) -> None:
             f"{short(directory)} holds files but no plan.json, so they are not results of this project. "
             "Use another run directory, or move them away."
         )
-
-
-def _write_plan(directory: Path, name: str, identity: Mapping[str, Any]) -> None:
-    plan = {"stage": name, "identity": identity}
-    write_text_atomically(directory / "plan.json", json.dumps(plan, indent=1))
 
 
 def _require_input(name: str, path: Path, run_dir: Path) -> None:
