@@ -37,7 +37,8 @@ RESULT = HERE / "calibration.csv"
 COLUMNS = [
     "decision", "world", "effect", "rows", "width", "runs", "rate_signal", "rate_equivalent", "rate_undecided", "coverage",
 ]  # fmt: skip
-RUN = [*World._fields, "seed"]
+KEYS = [*World._fields, "seed"]
+"""Columns that say which run a row is of."""
 
 WORLDS = [
     *(World("effect", effect, rows, 64, 2) for rows in (1_000, 3_000) for effect in (0.0, 0.05, 0.15, 0.4)),
@@ -64,13 +65,13 @@ def identity() -> str:
 
 def kept(path: Path, code: str) -> pd.DataFrame:
     """Return the runs in ``path`` that were made by ``code``, a row per world, seed, kind and layer."""
-    runs = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=[*RUN, "code"])
+    runs = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=[*KEYS, "code"])
     return runs[runs["code"] == code]
 
 
 def missing(runs: pd.DataFrame, seeds: int) -> list[tuple[World, int]]:
     """Return the worlds and seeds that ``runs`` lack, seed by seed; a world that takes long at every ``LONG``-th seed."""
-    done = {(World(*values), seed) for *values, seed in runs[RUN].itertuples(index=False)}
+    done = {(World(*values), seed) for *values, seed in runs[KEYS].itertuples(index=False)}
     asked = [(world, seed) for seed in range(seeds) for world in WORLDS if not takes_long(world) or seed % LONG == 0]
     return [one for one in asked if one not in done]
 
@@ -124,7 +125,7 @@ def sentences(runs: pd.DataFrame) -> str:
     """
     table = summary(runs)
     null = (
-        runs[runs["effect"] == 0].drop_duplicates(["kind", *RUN]).assign(false=lambda part: part["decision"] == SIGNAL)
+        runs[runs["effect"] == 0].drop_duplicates(["kind", *KEYS]).assign(false=lambda part: part["decision"] == SIGNAL)
     )
     draws = null.groupby(["seed", "rows", "width"])["false"].any()
     moderate = table[(table["effect"] == MODERATE) & (table["world"] == "effect")]
@@ -165,11 +166,11 @@ def _wide(runs: pd.DataFrame) -> str:
 
 
 def page() -> str:
-    """Return what README and book say of the calibration: the figure, what was found, and what was not tried."""
+    """Return what README and book say of the calibration: the figure, what was found, and from how many runs."""
     table, runs = pd.read_csv(RESULT), pd.read_csv(RUNS)
     return (
         f"![{ALT}](benchmarks/calibration.svg)\n\n{sentences(runs)}\n\n"
-        f"{len(runs.drop_duplicates(RUN)):,} runs of {len(table) // len(MEASURES)} simulated worlds "
+        f"{len(runs.drop_duplicates(KEYS)):,} runs of {len(table) // len(MEASURES)} simulated worlds "
         f"([the table](benchmarks/calibration.csv)); `make calibrate` adds more.{rates.age(runs['code'], identity())}\n\n"
         f"{calibrate_claims.page()}"
     )
@@ -221,7 +222,7 @@ def main() -> int:
     table = summary(runs)
     table.to_csv(RESULT, index=False, float_format="%.3f")
     figure(table).savefig(RESULT.with_suffix(".svg"), metadata={"Date": None})
-    whole = len(runs.drop_duplicates(RUN))
+    whole = len(runs.drop_duplicates(KEYS))
     print(f"{whole} runs made, {left} of {asked.runs} a world to go: {short(RUNS)}, {short(RESULT)}")
     print(sentences(runs))
     return 0

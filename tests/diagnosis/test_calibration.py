@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import calibrate
-from benchmarks.calibrate import COLUMNS, RESULT, RUN, RUNS, WORLDS, kept, missing, sentences, summary
+from benchmarks.calibrate import COLUMNS, KEYS, RESULT, RUNS, WORLDS, kept, missing, sentences, summary
 from benchmarks.worlds import PROBED, World, draw, run
 from lib.diagnosis.decisions import EQUIVALENT, MEASURES, SIGNAL, UNDECIDED
 
@@ -129,5 +129,5 @@ def test_widths_are_told_in_intervals_from_the_true_spread():
 def test_the_committed_rates_are_those_of_the_committed_runs():
     runs = pd.read_csv(RUNS)
     assert runs["code"].nunique() == 1
-    assert not runs.duplicated([*RUN, "kind", "layer"]).any()
+    assert not runs.duplicated([*KEYS, "kind", "layer"]).any()
     pd.testing.assert_frame_equal(summary(runs), pd.read_csv(RESULT), atol=5.1e-4)
