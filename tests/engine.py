@@ -2,8 +2,15 @@
 
 import subprocess
 import sys
+from pathlib import Path
+
+import yaml
+from filelock import FileLock
 
 from lib.run.files import PROJECT
+
+TINY = PROJECT / "tests" / "faults" / "tiny.yaml"
+START = [sys.executable, "-m", "workflow.start"]
 
 REAL_PROFILE = """
 run: real
@@ -29,7 +36,19 @@ def snakemake(*arguments, profile="profiles/demo.yaml"):
 
 def start(profile="profiles/demo.yaml", *arguments):
     """What `make reproduce` runs."""
-    return _finished([sys.executable, "-m", "workflow.start", str(profile), "--cores", "2", *arguments])
+    return _finished([*START, str(profile), "--cores", "2", *arguments])
+
+
+def undisturbed(profile: Path = TINY) -> Path:
+    """Make a run, unless it is there, and return its folder; who asks for it meanwhile waits.
+
+    Tests that make a run in another way compare it with this one.
+    """
+    run = PROJECT / "runs" / yaml.safe_load(profile.read_text(encoding="utf-8"))["run"]
+    run.parent.mkdir(exist_ok=True)
+    with FileLock(run.with_name(f".{run.name}.undisturbed")):
+        subprocess.run([*START, str(profile), "--cores", "2"], cwd=PROJECT, stdin=subprocess.DEVNULL, check=True)
+    return run
 
 
 def _finished(command):

@@ -23,6 +23,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "slurm")]
 
 import cluster  # noqa: E402
 import runs_compared  # noqa: E402
+from engine import undisturbed  # noqa: E402
 
 VICTIM = "diagnosis"
 """Rule of the job that is killed while it computes."""
@@ -93,11 +94,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     source = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "profiles" / "demo.yaml")
     content = yaml.safe_load(source.read_text())
-    local, run = content["run"], f"{content['run']}-slurm"
+    run = f"{content['run']}-slurm"
     shutil.rmtree(ROOT / "runs" / run, ignore_errors=True)  # what an earlier test left would leave nothing to kill
-    if start(source, "--cores", "all"):
-        print("the local run failed")
-        return 1
+    local = undisturbed(source)
     with tempfile.TemporaryDirectory() as scratch:
         profile = Path(scratch) / "slurm.yaml"
         profile.write_text(yaml.safe_dump(content | {"run": run}))
@@ -117,8 +116,8 @@ def main() -> int:
             trouble.join()
         finally:
             cluster.stop(folder)
-    different = runs_compared.differences(ROOT / "runs" / local, ROOT / "runs" / run)
-    compared = len(runs_compared.digests(ROOT / "runs" / local))
+    different = runs_compared.differences(local, ROOT / "runs" / run)
+    compared = len(runs_compared.digests(local))
     print(
         f"Slurm: {'finished' if status == 0 else f'FAILED with status {status}'} in {time.monotonic() - started:.0f} s "
         f"on partitions {', '.join(sorted(trouble.partitions))}; killed: {trouble.killed or 'NOTHING'}; drained: "
