@@ -1,6 +1,6 @@
 """The diagnosis of one model at the paper's size: 203,431 actions of which 16,135 are diagnosed, width 4,096, 36 layers.
 
-    python benchmarks/paper_size.py        # half an hour on two cores
+    python benchmarks/paper_size.py        # an hour on two cores
 
 Draws, probes and control layers are those of ``profiles/paper.yaml``. A model's worth of residual streams would fill
 240 GB, so one layer is made up, in bfloat16, and read from its store 36 times; it lies in the system's cache, which a
