@@ -81,21 +81,18 @@ lab: $(LAB) ## open the notebooks in JupyterLab
 
 # Linear algebra in one thread, as in a run's jobs: two tests with two threads each on two cores spin and wait for each other.
 ONE_THREAD = OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
-TESTS = env PATH="$(abspath $(BIN)):$$PATH" $(ONE_THREAD) $(BIN)/python -m pytest -q $(PYTEST)
+TESTS = PATH="$(abspath $(BIN)):$$PATH" $(ONE_THREAD) $(BIN)/python -m pytest -q $(PYTEST)
 TWO = -n 2 --dist loadfile --no-loadscope-reorder
 
-# Jobs of a run wait for each other and those on Slurm mostly wait, so both go on beside the tests, which yield to them (nice)
-# and read the demo run last. Then the notebooks.
-test: $(TEST) lint ## style, the demo run, all tests, and nbval on the notebooks
-	@failed=0; said=$$(mktemp -d); \
-	$(TESTS) -m slurm tests/workflow/test_slurm.py >$$said/slurm 2>&1 & slurm=$$!; \
-	$(BIN)/python -m workflow.start profiles/demo.yaml $(HERE) >$$said/demo 2>&1 & demo=$$!; \
-	trap "kill $$slurm $$demo 2>/dev/null; rm -rf $$said" EXIT; trap "exit 130" INT TERM; \
-	echo "The demo run and a run on Slurm go on beside the tests. What they say comes at the end."; \
-	nice $(TESTS) $(TWO) -m "not slurm" tests || failed=1; \
-	wait $$demo || failed=1; cat $$said/demo; \
+# Two tests at a time, those that start runs of their own first: a run's jobs wait for each other, and other tests fill the
+# gaps. Beside them the run on Slurm, which mostly waits; then the notebooks.
+test: $(TEST) lint reproduce ## style, the demo run, all tests, and nbval on the notebooks
+	@failed=0; \
+	said=$$(mktemp); $(TESTS) -m slurm tests/workflow/test_slurm.py >$$said 2>&1 & slurm=$$!; \
+	trap "kill $$slurm 2>/dev/null; rm -f $$said" EXIT; trap "exit 130" INT TERM; \
+	$(TESTS) $(TWO) -m "not slurm" tests || failed=1; \
 	$(TESTS) $(TWO) -p tests.nbval_numbers notebooks --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg || failed=1; \
-	wait $$slurm || failed=1; cat $$said/slurm; \
+	wait $$slurm || failed=1; cat $$said; \
 	exit $$failed
 
 test-fast: $(TEST) ## tests that need no demo run

@@ -4,13 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock
 from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from lib.run.files import PROJECT, resolve
-from workflow.start import LOCK
 
 torch.set_num_threads(1)
 # A loaded machine is no failure.
@@ -21,9 +19,8 @@ REAL_DATA = PROJECT.parent / "shared" / "data"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put files that read the demo run last, since `make test` makes it meanwhile; before them what takes minutes first."""
-    read_demo = {item.path for item in items if "demo_run" in getattr(item, "fixturenames", ())}
-    items.sort(key=lambda item: (item.path in read_demo, "pipeline" not in item.keywords))
+    """Put what takes minutes first, so that processes that share the tests end together."""
+    items.sort(key=lambda item: "pipeline" not in item.keywords)
 
 
 @pytest.fixture(scope="session")
@@ -36,11 +33,8 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def demo_run() -> Path:
-    """The finished demo run; one that is being made, as `make test` does beside the tests, is waited for."""
+    """The finished demo run, which `make test` computes first."""
     directory = resolve("runs/demo")
-    if directory.exists():
-        with FileLock(directory / LOCK):
-            pass
     if not (directory / "claims" / "manifest.json").exists():
         pytest.skip("no finished demo run; `make reproduce` computes it")
     return directory

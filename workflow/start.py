@@ -32,9 +32,6 @@ SNAKEMAKE = [
 notebook is missing or when a job whose results it reads runs. It still runs a job whose input is large and newer than its
 notebook, so :func:`workflow.freshness.freshen` leaves none that is."""
 
-LOCK = ".lock"
-"""In the folder of a run, held while a process works on it."""
-
 GRACE_SECONDS = 5
 """How long jobs have to end by themselves before they are told, and told again."""
 
@@ -72,7 +69,7 @@ def at_work(profile: Profile) -> Iterator[None]:
     """
     run = resolve(f"runs/{profile.run}")
     run.mkdir(parents=True, exist_ok=True)
-    lock, owner = FileLock(run / LOCK, blocking=False), run / ".owner"
+    lock, owner = FileLock(run / ".lock", blocking=False), run / ".owner"
     try:
         held = lock.acquire()
     except Timeout:
