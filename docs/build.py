@@ -106,6 +106,7 @@ def stage_sources(notebooks: Path, figures: Path, source: Path) -> None:
     }
     for name, text in generated.items():
         write(source / "generated" / f"{name}.md", text)
+    write(source / "findings" / "notebooks.md", notebooks_page(source / "findings" / "notebooks"))
     shutil.copy(interactive.SCRIPT, source / "_static")
     figure_pages(figures, source)
     facts = [f for path in chapters if (f := facts_of(path))]
@@ -139,6 +140,17 @@ def examples_page() -> str:
         f"<details><summary>Show {rows} {title}</summary>\n\n{markdown_table(frame, frame.to_numpy())}\n\n</details>\n"
         for title, frame in (("annotations of the demo", spread), ("prompts of the demo (Chinese)", chosen))
     )
+
+
+def notebooks_page(folder: Path) -> str:
+    """Return the page that lists the findings' notebooks by stage and model: their own titles are the same for every model."""
+    entries = []
+    for path in sorted(folder.glob("*.ipynb")):
+        stage, _, model = path.stem.partition(".")
+        name = stage.replace("_", " ") + (f" of {model}" if model else "")
+        entries.append(f"{name} <{folder.name}/{path.stem}>")
+    listed = "\n".join(entries)
+    return f"# The notebooks of the findings, executed\n\n```{{toctree}}\n:maxdepth: 1\n{listed}\n```"
 
 
 def readme_part(topic: str) -> str:

@@ -43,6 +43,7 @@ html_theme_options = {
     "navbar_persistent": [],
     "use_download_button": True,
     "show_navbar_depth": 1,
+    "collapse_navbar": True,
     "extra_footer": json.loads((Path(__file__).parent / "provenance.json").read_text(encoding="utf-8"))["html"],
 }
 

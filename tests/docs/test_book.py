@@ -65,6 +65,15 @@ def test_there_is_a_chapter_per_notebook_and_a_page_per_module(pages, site):
             assert site / "api" / f"{name}.html" in pages
 
 
+def test_the_findings_notebooks_are_told_apart(site):
+    """Those of one stage have one title; the list names the model."""
+    text = (site / "findings" / "notebooks.html").read_text(encoding="utf-8")
+    for path in (PROJECT / "findings" / "notebooks").glob("03_diagnosis.*.ipynb"):
+        name = path.stem.removeprefix("03_diagnosis.")
+        assert f'href="notebooks/{path.stem}.html">03 diagnosis of {name}</a>' in text
+    assert (site / "index.html").read_text(encoding="utf-8").count("03 · Is this model morally indifferent") == 1
+
+
 def test_a_page_of_the_reference_says_what_functions_take(site):
     text = (site / "api" / "lib.diagnosis.gradient.html").read_text(encoding="utf-8")
     assert 'id="lib.diagnosis.gradient.gradient"' in text
