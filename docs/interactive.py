@@ -47,51 +47,65 @@ def gains(tables: Mapping[str, pd.DataFrame]) -> go.Figure:
         tables: model -> the gains of stage 03.
     """
     frame = pd.concat(tables, names=["model"]).reset_index("model").dropna(subset="layer")
+    frame = frame.assign(pooling=frame["pooling"].str.replace("_", " "))
     chosen = {
-        kind: list(_lines(part, ["model", "pooling"], value="gain")) for kind, part in frame.groupby("kind", sort=False)
+        kind: list(_lines(part, value="gain", colour="model", dash="pooling"))
+        for kind, part in frame.groupby("kind", sort=False)
     }
     units = {kind: f"gain, {GAIN_UNITS[str(kind)]}" for kind in chosen}
-    return _with_menu(chosen, units)
+    return _with_menu(chosen, units, opens_with=list(tables))
 
 
 def opposing_cosines(tables: Mapping[str, pd.DataFrame]) -> go.Figure:
     """Cosine of opposing prototypes by layer, one line per model and reading; the foundation is chosen.
 
     Args:
-        tables: model -> the cosines of stage 03.
+        tables: model -> the cosines of stage 03; the figure opens with the first.
     """
     frame = pd.concat([table.assign(model=model) for model, table in tables.items()])
     frame = frame[(frame["metric"] == "opposing_cosine") & frame["arm"].isin(ARMS)].dropna(subset="layer")
     frame = frame.assign(reading=frame["arm"].map(ARMS))
     chosen = {
-        name: list(_lines(frame[frame["foundation"] == name], ["reading", "model"], value="value"))
+        name: list(_lines(frame[frame["foundation"] == name], value="value", colour="reading", dash="model"))
         for name in ("all", *FOUNDATIONS)
     }
-    return _with_menu(chosen, dict.fromkeys(chosen, "cosine of opposing prototypes"))
+    return _with_menu(chosen, dict.fromkeys(chosen, "cosine of opposing prototypes"), opens_with=list(tables)[:1])
 
 
-def _lines(frame: pd.DataFrame, by: list[str], *, value: str) -> Iterator[go.Scatter]:
-    """Draw a line per pair of names ``by``, the first as a colour, the second as a dash; bars are 95% intervals."""
-    colours = dict(zip(frame[by[0]].unique(), cycle(COLOURS_OF_LINES.as_hex()), strict=False))
-    dashes = dict(zip(frame[by[1]].unique(), cycle(DASHES), strict=False))
-    for (first, second), line in frame.groupby(by, sort=False):
+def _lines(frame: pd.DataFrame, *, value: str, colour: str, dash: str) -> Iterator[go.Scatter]:
+    """Draw a line per pair of names in the columns ``colour`` and ``dash``, of which one is the model; bars are 95% intervals."""
+    colours = dict(zip(frame[colour].unique(), cycle(COLOURS_OF_LINES.as_hex()), strict=False))
+    dashes = dict(zip(frame[dash].unique(), cycle(DASHES), strict=False))
+    other = dash if colour == "model" else colour
+    for (model, name), line in frame.groupby(["model", other], sort=False):
         ends = {"array": line["ci_high"] - line[value], "arrayminus": line[value] - line["ci_low"]}
+        style = {"color": colours[line[colour].iloc[0]], "dash": dashes[line[dash].iloc[0]]}
         yield go.Scatter(
-            x=line["layer"], y=line[value], name=f"{first}, {second}", mode="lines+markers",
-            line={"color": colours[first], "dash": dashes[second]}, error_y=ends | {"thickness": 1},
+            x=line["layer"], y=line[value], name=name, mode="lines+markers", line=style, error_y=ends | {"thickness": 1},
+            legendgroup=model, legendgrouptitle_text=model, customdata=line[["ci_low", "ci_high"]],
+            hovertemplate=f"{model}, {name}<br>layer %{{x}}: %{{y:.3f}} "
+            "(%{customdata[0]:.3f} to %{customdata[1]:.3f})<extra></extra>",
         )  # fmt: skip
 
 
-def _with_menu(chosen: Mapping[str, list[go.Scatter]], labels: Mapping[str, str]) -> go.Figure:
-    """Put the lines of every choice into one figure, of which a menu shows one."""
+def _with_menu(
+    chosen: Mapping[str, list[go.Scatter]], labels: Mapping[str, str], *, opens_with: list[str]
+) -> go.Figure:
+    """Put the lines of every choice into one figure, of which a menu shows one; other models wait in the legend."""
     first, buttons = next(iter(chosen)), []
+
+    def visible(choice: str) -> list[bool | str]:
+        of_choice = [(name == choice, line.legendgroup) for name, lines in chosen.items() for line in lines]
+        return [seen and (model in opens_with or "legendonly") for seen, model in of_choice]
+
     for choice in chosen:
-        visible = [name == choice for name, lines in chosen.items() for _ in lines]
-        seen = [{"visible": visible}, {"yaxis.title.text": labels[choice]}]
+        seen = [{"visible": visible(choice)}, {"yaxis.title.text": labels[choice]}]
         buttons.append({"label": choice, "method": "update", "args": seen})
-    figure = go.Figure([line.update(visible=name == first) for name, lines in chosen.items() for line in lines])
-    menu = {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.15, "yanchor": "top"}
+    lines = [line for part in chosen.values() for line in part]
+    figure = go.Figure([line.update(visible=seen) for line, seen in zip(lines, visible(first), strict=True)])
+    menu = {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"}
     return figure.update_layout(
-        updatemenus=[menu], height=480, template="plotly_white", margin={"l": 60, "r": 20, "t": 60, "b": 40},
-        xaxis_title="layer", yaxis_title=labels[first], legend={"orientation": "h", "y": -0.2}, hovermode="closest",
+        updatemenus=[menu], height=700, template="plotly_white", margin={"l": 60, "r": 20, "t": 60, "b": 40},
+        xaxis_title="layer", yaxis_title=labels[first], hovermode="closest",
+        legend={"orientation": "h", "y": -0.15, "groupclick": "togglegroup" if len(opens_with) == 1 else "toggleitem"},
     )  # fmt: skip

@@ -14,7 +14,12 @@ def found():
 def shown(figure, choice):
     (button,) = [each for each in figure.layout.updatemenus[0].buttons if each.label == choice]
     visible = button.args[0]["visible"]
-    return {line.name: line for line, seen in zip(figure.data, visible, strict=True) if seen}, button.args[1]
+    lines = {named(line): line for line, seen in zip(figure.data, visible, strict=True) if seen}
+    return lines, button.args[1]
+
+
+def named(line):
+    return f"{line.legendgroup}, {line.name}"
 
 
 def test_gains_are_those_of_the_table(found):
@@ -29,7 +34,7 @@ def test_gains_are_those_of_the_table(found):
     assert list(line.y) == own["gain"].tolist()
     assert list(line.y + line.error_y.array) == pytest.approx(own["ci_high"].tolist())
     assert list(line.y - line.error_y.arrayminus) == pytest.approx(own["ci_low"].tolist())
-    first = [line.name for line in figure.data if line.visible]
+    first = [named(line) for line in figure.data if line.visible]
     assert first == list(shown(figure, "categorical")[0]), "the figure opens with its first choice"
 
 
@@ -40,7 +45,9 @@ def test_cosines_are_those_of_the_table(found):
     lines, _ = shown(figure, "care-harm")
     model = found.models[-1]
     own = tables[model].query("metric == 'opposing_cosine' and foundation == 'care-harm' and arm == 'length_removed'")
-    assert list(lines[f"length regressed out, {model}"].y) == own["value"].tolist()
+    assert list(lines[f"{model}, length regressed out"].y) == own["value"].tolist()
+    opened = {line.legendgroup for line in figure.data if line.visible is True}
+    assert opened == {found.models[0]}, "the others wait in the legend: all at once hide each other"
     assert len({line.line.color for line in lines.values()}) == 3, "pairs across foundations belong to all of them"
 
 
