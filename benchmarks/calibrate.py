@@ -93,7 +93,7 @@ def made(todo: list[tuple[World, int]], *, processes: int, minutes: float) -> It
             yield delayed(run)(world, seed)
 
     with parallel_config("loky", n_jobs=processes, inner_max_num_threads=1):
-        parallel = Parallel(return_as="generator_unordered", pre_dispatch=processes, batch_size=1)
+        parallel = Parallel(return_as="generator_unordered", pre_dispatch="n_jobs", batch_size=1)
         yield from tqdm(parallel(begun()), desc="calibration", unit="run", total=len(todo))
 
 

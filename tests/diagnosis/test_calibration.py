@@ -39,6 +39,15 @@ def test_dimensions_read_as_many_annotations_as_stage_03_at_most():
     np.testing.assert_array_equal(drawn.actions[PROBED + 500 :], drawn.actions[:PROBED])
 
 
+@pytest.mark.parametrize(("minutes", "begun"), [(1.0, [0, 1, 2]), (-1.0, [])])
+def test_runs_are_made_on_all_cores_unless_told_otherwise_and_none_after_the_time(monkeypatch, minutes, begun):
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    monkeypatch.setattr(calibrate, "run", lambda world, seed: pd.DataFrame({"seed": [seed]}))
+    todo = [(WORLDS[0], seed) for seed in range(3)]
+    found = [one["seed"].item() for one in calibrate.made(todo, processes=-1, minutes=minutes)]
+    assert sorted(found) == begun
+
+
 WORLD = {"name": "effect", "effect": 0.0, "rows": 9, "width": 4, "layers": 2, "kind": "gradient", "p": 0.5}
 
 
