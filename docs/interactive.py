@@ -53,7 +53,8 @@ def gains(tables: Mapping[str, pd.DataFrame]) -> go.Figure:
         for kind, part in frame.groupby("kind", sort=False)
     }
     units = {kind: f"gain, {GAIN_UNITS[str(kind)]}" for kind in chosen}
-    return _with_menu(chosen, units, opens_with=list(tables))
+    # Here a click is for one line; else it is for all lines of a model.
+    return _with_menu(chosen, units, opens_with=list(tables)).update_layout(legend_groupclick="toggleitem")
 
 
 def opposing_cosines(tables: Mapping[str, pd.DataFrame]) -> go.Figure:
@@ -106,6 +107,5 @@ def _with_menu(
     menu = {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"}
     return figure.update_layout(
         updatemenus=[menu], height=700, template="plotly_white", margin={"l": 60, "r": 20, "t": 60, "b": 40},
-        xaxis_title="layer", yaxis_title=labels[first], hovermode="closest",
-        legend={"orientation": "h", "y": -0.15, "groupclick": "togglegroup" if len(opens_with) == 1 else "toggleitem"},
+        xaxis_title="layer", yaxis_title=labels[first], legend={"orientation": "h", "y": -0.15}, hovermode="closest",
     )  # fmt: skip

@@ -4,10 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import yaml
 from filelock import FileLock
 
 from lib.run.files import PROJECT
+from lib.run.profile import load_profile
 
 TINY = PROJECT / "tests" / "faults" / "tiny.yaml"
 START = [sys.executable, "-m", "workflow.start"]
@@ -44,10 +44,10 @@ def undisturbed(profile: Path = TINY) -> Path:
 
     Tests that make a run in another way compare it with this one.
     """
-    run = PROJECT / "runs" / yaml.safe_load(profile.read_text(encoding="utf-8"))["run"]
+    run = PROJECT / "runs" / load_profile(profile).run
     run.parent.mkdir(exist_ok=True)
     with FileLock(run.with_name(f".{run.name}.undisturbed")):
-        subprocess.run([*START, str(profile), "--cores", "2"], cwd=PROJECT, stdin=subprocess.DEVNULL, check=True)
+        subprocess.run([*START, str(profile), "--cores", "all"], cwd=PROJECT, stdin=subprocess.DEVNULL, check=True)
     return run
 
 

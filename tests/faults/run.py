@@ -25,12 +25,13 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import runs_compared  # noqa: E402
+from engine import TINY  # noqa: E402
 
 from lib.run.files import CompanionError  # noqa: E402
 from lib.run.table import STAGES  # noqa: E402
 from workflow.report import job_name  # noqa: E402
 
-PROFILE = yaml.safe_load((Path(__file__).parent / "tiny.yaml").read_text())
+PROFILE = yaml.safe_load(TINY.read_text())
 REFERENCE = ROOT / "runs" / PROFILE["run"]
 MODEL = PROFILE["sae_model"]
 WAIT_SECONDS = 600
@@ -291,8 +292,7 @@ def main() -> int:
     parser.add_argument("--stages", default=",".join(STAGES))
     parser.add_argument("--workers", type=int, default=2)
     asked = parser.parse_args()
-    profile = (Path(__file__).parent / "tiny.yaml").relative_to(ROOT)
-    subprocess.run(["make", "reproduce", f"PROFILE={profile}"], cwd=ROOT, check=True)
+    subprocess.run(["make", "reproduce", f"PROFILE={TINY.relative_to(ROOT)}"], cwd=ROOT, check=True)
     stages = [stage for stage in STAGES if stage in asked.stages.split(",")]
     cases = [(kind, stage) for kind in asked.kinds.split(",") for stage in stages]
     started = time.monotonic()

@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "slurm")]
 
 import cluster  # noqa: E402
 import runs_compared  # noqa: E402
-from engine import undisturbed  # noqa: E402
+from engine import START, undisturbed  # noqa: E402
 
 VICTIM = "diagnosis"
 """Rule of the job that is killed while it computes."""
@@ -31,8 +31,7 @@ VICTIM = "diagnosis"
 
 def start(profile: Path, *arguments: str, environment: dict[str, str] | None = None) -> int:
     """Run a profile as `make reproduce` and `make slurm` do, and return the exit status."""
-    command = [sys.executable, "-m", "workflow.start", str(profile), *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment).returncode
+    return subprocess.run([*START, str(profile), *arguments], cwd=ROOT, env=environment).returncode
 
 
 class Trouble(threading.Thread):

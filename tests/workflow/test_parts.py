@@ -168,6 +168,7 @@ def test_a_run_in_parts_has_the_results_of_a_run_at_once(tmp_path):
     result = snakemake(f"runs/{in_parts.name}/notebooks/07_steering.{model}.ipynb", "--cores", "2", profile=profile)
     assert result.returncode == 0, result.stderr
     for name in ("activations", "sae", "alignment", "steering"):
+        assert estimates.parts(load_profile(TINY), name) == 1, "or nothing is at once"
         assert f"{name}_part:" in result.stderr
         made = STAGES[name].directory(model)
         assert runs_compared.digests(at_once / made)
