@@ -36,7 +36,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Con
 from lib.run.parameters import SteeringParameters
 from lib.sae import files
 from lib.sae.model import SparseAutoencoder
-from lib.steering import answers, generation
+from lib.steering import answering, generation
 from lib.steering.generation import Decoding, encode_prompts
 from lib.steering.interventions import BASELINE, DIRECTED, Arm, Edit, Intervention
 from lib.steering.loading import random_direction
@@ -136,8 +136,8 @@ def a_stage(of: Subject) -> None:
         layers=[of.aligned.intervention.layers[0]], steering_batch=len(PROMPTS), **decoding,
     )  # fmt: skip
     with TemporaryDirectory() as folder:
-        asked = [answers.Asked(Path(folder), of.arms, prompts)]
-        answers.answer_all(of.model, parameters, asked, of.arms.__getitem__)
+        asked = [answering.Asked(Path(folder), of.arms, prompts)]
+        answering.answer_all(of.model, parameters, asked, of.arms.__getitem__)
 
 
 def plain_for_a_stage(of: Subject) -> None:

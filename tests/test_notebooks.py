@@ -3,6 +3,8 @@
 import ast
 import json
 import re
+import subprocess
+import sys
 
 import nbval_numbers
 import pytest
@@ -25,6 +27,21 @@ def cells(request):
 
 def code_cells(cells):
     return [cell for cell in cells if cell["cell_type"] == "code"]
+
+
+def test_a_notebook_that_opens_no_model_does_not_wait_for_the_packages_that_do():
+    """Seconds of every start: only what reads activations and what answers needs nnsight and transformers."""
+    opening = {STAGES["activations"].notebook, STAGES["steering"].notebook}
+    imports = []
+    for path in NOTEBOOKS:
+        source = "\n".join(
+            "".join(cell["source"]) for cell in code_cells(json.loads(path.read_text(encoding="utf-8"))["cells"])
+        )
+        found = [node for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        imports += [ast.unparse(node) for node in found if path.stem not in opening]
+    code = "\n".join([*imports, "import sys", "print({'nnsight', 'transformers'} & set(sys.modules))"])
+    result = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"
 
 
 @pytest.mark.parametrize("path", [EXPLORE, TRY], ids=lambda path: path.stem)

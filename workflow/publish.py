@@ -30,8 +30,8 @@ from lib.run.provenance import MismatchError
 from lib.run.stage import DEMO_ANNOTATIONS, MissingStageError, read_manifest
 from lib.sae import files
 from lib.sae.rows import folder_of
-from lib.steering.answers import read_answers
-from lib.steering.interventions import CONDITION, Intervention, contrasts
+from lib.steering.answers import CONDITION, read_answers
+from lib.steering.interventions import Intervention, contrasts
 from lib.steering.loading import ArmLoader
 from lib.steering.receipts import lay_out, summary
 from lib.vectors.moral_vectors import SPLITS

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
-from transformers import pipeline
 
 from lib.judging.judges import JudgingError
 from lib.judging.questions import separated
@@ -45,6 +44,8 @@ def grade_answers(answers: pd.DataFrame, source: str | Path) -> pd.DataFrame:
     Raises:
         JudgingError: no such directory, or its labels are neither grades nor grades by dimension.
     """
+    from transformers import pipeline  # takes seconds to import, and few runs have such a classifier
+
     directory = resolve(source)
     if not (directory / "config.json").exists():
         raise JudgingError(f"no classifier at {short(directory)}: `flames_scorer` is a directory with config.json")

@@ -5,16 +5,17 @@ tagged ``shared`` in the notebook), and the notebook that runs last joins what t
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy.sparse import load_npz
 
 from lib.run.parameters import SAEParameters
 from lib.run.stage import Stage, share
-from lib.sae import features, files, model, tokens, training
+from lib.sae import features, files, model, training
 from lib.sae.model import SparseAutoencoder
 from lib.sae.recipe import recipe_of
 from lib.sae.rows import Reader, Rows, folder_of
@@ -40,7 +41,7 @@ def learn_layers(
         folder = stage.folder(
             f"{folder_of(layer)}/pretrained", make, own, store=stage.inputs.get("activations"), **about
         )
-        seen = tokens.reader(stage, own, parameters=parameters)
+        seen = rows_or_latents(stage, own, parameters=parameters)
         return folder, stage.table(f"{folder_of(layer)}/features.parquet", identified, folder, seen, **about)
 
     layers = share(parameters.layers)
@@ -51,6 +52,22 @@ def learn_layers(
         {layer: folder for layer, (folder, _) in learned.items()},
         {layer: table for layer, (_, table) in learned.items()},
     )
+
+
+def rows_or_latents(stage: Stage, rows: Reader, *, parameters: SAEParameters) -> Reader:
+    """Return ``rows`` as they are for a dictionary of pooled vectors, or with pooled latents as ``x`` for one of tokens."""
+    if parameters.sae_kind == files.POOLED:
+        return rows
+
+    @lru_cache(maxsize=1)
+    def read(layer: int) -> dict[str, Rows]:
+        folder, sides = stage.directory / folder_of(layer) / "pretrained", {}
+        for side, part in rows(layer).items():
+            _, action = np.unique(part.actions, return_inverse=True)
+            sides[side] = part._replace(x=load_npz(folder / f"{side}.npz")[action])
+        return sides
+
+    return read
 
 
 def layers_at_once(rows: Reader, layers: list[int], *, parameters: SAEParameters) -> int:
@@ -88,6 +105,8 @@ def make(folder: Path, rows: Reader, *, layer: int, parameters: SAEParameters, s
         sae, theirs = files.load_foreign(parameters.sae_source, layer=layer, d_in=x.shape[1])
         files.require_kind(parameters.sae_source, theirs, kind=parameters.sae_kind, pooling=parameters.pooling)
         if parameters.sae_kind == files.TOKENS:
+            from lib.sae import tokens  # only here is the model needed, whose packages take seconds to import
+
             measured = tokens.write(folder, sae, store=store, sides=sides, layer=layer, parameters=parameters)
         else:
             measured = measures(sae, sides)

@@ -20,7 +20,7 @@ from lib.run.stage import Stage
 class Rows(NamedTuple):
     """Rows of one split: raw pooled residual streams [rows, d_in], moral vectors [rows, 10], actions [rows].
 
-    For a dictionary of tokens ``x`` are its latents, pooled, sparse [rows, d_sae] (:func:`lib.sae.tokens.reader`).
+    For a dictionary of tokens ``x`` are its latents, pooled, sparse [rows, d_sae] (:func:`lib.sae.layers.rows_or_latents`).
     """
 
     x: np.ndarray | csr_array

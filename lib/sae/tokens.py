@@ -10,17 +10,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from scipy.sparse import csr_array, load_npz, save_npz, vstack
+from scipy.sparse import csr_array, save_npz, vstack
 from tqdm.auto import tqdm
 
 from lib.activations import extraction, models, sources
 from lib.paper import POOLINGS, TEMPLATE
 from lib.run.parameters import SAEParameters
-from lib.run.stage import Stage, read_manifest
+from lib.run.stage import read_manifest
 from lib.sae.features import ACTIVATIONS_AT_ONCE
-from lib.sae.files import POOLED, FormatError
+from lib.sae.files import FormatError
 from lib.sae.model import Quality, SparseAutoencoder
-from lib.sae.rows import Reader, Rows, folder_of
+from lib.sae.rows import Rows
 
 TOKEN_BUDGET = 4096
 """At most this many tokens, padding included, per forward pass."""
@@ -87,19 +87,3 @@ def write(
 
 _opened = lru_cache(maxsize=1)(models.open_model)
 """Opens a model once for all layers."""
-
-
-def reader(stage: Stage, rows: Reader, *, parameters: SAEParameters) -> Reader:
-    """Return ``rows`` as they are for a dictionary of pooled vectors, or with pooled latents as ``x`` for one of tokens."""
-    if parameters.sae_kind == POOLED:
-        return rows
-
-    @lru_cache(maxsize=1)
-    def read(layer: int) -> dict[str, Rows]:
-        folder, sides = stage.directory / folder_of(layer) / "pretrained", {}
-        for side, part in rows(layer).items():
-            _, action = np.unique(part.actions, return_inverse=True)
-            sides[side] = part._replace(x=load_npz(folder / f"{side}.npz")[action])
-        return sides
-
-    return read

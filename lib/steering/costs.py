@@ -18,7 +18,8 @@ from lib.activations import models
 from lib.run.files import resolve
 from lib.stats import clustered_bootstrap
 from lib.steering import generation
-from lib.steering.interventions import CONDITION, Intervention, LoadArm
+from lib.steering.answers import CONDITION
+from lib.steering.interventions import Intervention, LoadArm
 from lib.steering.loading import order
 from lib.steering.prompts import Line, NonBlank, read_lines
 

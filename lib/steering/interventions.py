@@ -24,13 +24,6 @@ from lib.sae.model import SparseAutoencoder
 DIRECTED = ("random-direction", "mean-difference", "random-sae")
 """Arms whose change points elsewhere, but is as long at every position as the aligned arm's change there."""
 
-CONDITION = ["arm", "layer", "strength"]
-"""Columns that tell apart the conditions under which prompts were answered. The baseline has no layer and no strength; an
-arm without a layer has several at once, as its receipts say."""
-
-DRAWS = ["replicate", "sample"]
-"""Columns that tell apart the answers of one condition to one prompt: the draw of the arm, and the draw of the answer."""
-
 
 class SteeringError(CompanionError):
     """An intervention or its inputs make no sense; the message says why."""
@@ -83,7 +76,7 @@ class Intervention:
         return {"all": slice(0, None), "prompt": slice(0, 1), "generated": slice(1, None)}[self.positions]
 
     def condition(self) -> dict[str, Any]:
-        """Return the values of ``CONDITION`` and ``replicate``."""
+        """Return the values of :data:`lib.steering.answers.CONDITION` and ``replicate``."""
         layer, strength = (self.layers[0] if len(self.layers) == 1 else None), self.strength if self.layers else None
         return {"arm": self.arm, "layer": layer, "strength": strength, "replicate": self.replicate}
 

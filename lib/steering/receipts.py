@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor
 
 from lib.run.files import CompanionError
-from lib.steering.interventions import CONDITION, DRAWS, SteeringError
+from lib.steering.answers import CONDITION, DRAWS
+from lib.steering.interventions import SteeringError
 
 
 class ReceiptError(CompanionError):

@@ -24,7 +24,7 @@ from lib.run.judge_names import providers
 from lib.sae import files
 from lib.sae.model import SparseAutoencoder
 from lib.steering import generation
-from lib.steering.answers import append_answers
+from lib.steering.answering import append_answers
 from lib.steering.interventions import Arm, Edit, Intervention
 
 PROMPTS = 6

@@ -19,7 +19,7 @@ from lib.judging.questions import questions_about, text_of
 from lib.judging.sessions import Session
 from lib.run.files import PROJECT
 from lib.run.parameters import JudgingKeys, JudgingParameters
-from lib.steering.answers import append_answers
+from lib.steering.answering import append_answers
 from lib.steering.prompts import DIMENSIONS
 
 PROMPTS = 12

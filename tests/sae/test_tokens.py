@@ -124,7 +124,7 @@ def test_a_dictionary_of_tokens_goes_through_the_whole_stage(tmp_path, tiny_mode
     stage = stage_with(tmp_path, tiny_model)
     folders, tables = layers.learn_layers(stage, reader, parameters=stage.parameters)
     assert files.metadata(folders[LAYER])["kind"] == "tokens"
-    rows = tokens.reader(stage, reader, parameters=stage.parameters)
+    rows = layers.rows_or_latents(stage, reader, parameters=stage.parameters)
     latents = {action: dictionary().encode(by_hooks(model, action)).mean(dim=0).detach() for action in ACTIONS}
     for part in rows(LAYER).values():
         expected = torch.stack([latents[action] for action in part.actions])
@@ -149,7 +149,7 @@ def test_a_dictionary_of_tokens_goes_through_the_whole_stage(tmp_path, tiny_mode
 
 def test_pooled_vectors_are_read_as_they_are(tmp_path, tiny_model):
     stage = stage_with(tmp_path, tiny_model)
-    assert tokens.reader(stage, reader, parameters=asked(tmp_path, tiny_model, sae_kind="pooled")) is reader
+    assert layers.rows_or_latents(stage, reader, parameters=asked(tmp_path, tiny_model, sae_kind="pooled")) is reader
 
 
 def test_another_model_than_the_stores_is_refused(tmp_path, tiny_model):

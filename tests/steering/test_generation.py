@@ -24,7 +24,7 @@ from lib.run.files import CompanionError
 from lib.run.profile import load_profile
 from lib.sae import files
 from lib.sae.model import SparseAutoencoder
-from lib.steering import answers, costs, generation, interventions, loading, receipts
+from lib.steering import answering, answers, costs, generation, interventions, loading, receipts
 from lib.steering.answers import read_answers
 from lib.steering.generation import Decoding
 from lib.steering.interventions import BASELINE, Arm, Edit, Intervention, SteeringError
@@ -541,7 +541,7 @@ def answer_all(model, arms, prompts, decoding, directory, batch_size=16, seed=0,
     """Answer with arms that are there already."""
     known = {arm.intervention: arm for arm in arms}
     chosen = told(decoding, steering_batch=batch_size, seed=seed, **keys)
-    answers.answer_all(model, chosen, [answers.Asked(directory, known, prompts)], known.__getitem__)
+    answering.answer_all(model, chosen, [answering.Asked(directory, known, prompts)], known.__getitem__)
 
 
 def test_an_interrupted_run_ends_with_the_same_bytes(model, prompts, tmp_path, monkeypatch):
@@ -614,10 +614,10 @@ def test_the_stage_answers_all_prompts_then_few_at_every_strength_and_with_eithe
 
     keys = {"arms": ["baseline", "aligned", "random"], "sweep_arms": ["baseline", "random"], "sweep_prompts": 2}
     parameters = told(GREEDY, sweep_strengths=[0.5, 2.0], **keys)
-    answers.answer_stage(model, parameters, load_arm=load_arm, prompts=prompts, directory=tmp_path)
-    of_folder = answers.read_stage(tmp_path, parameters)
+    answering.answer_stage(model, parameters, load_arm=load_arm, prompts=prompts, directory=tmp_path)
+    of_folder = answering.read_stage(tmp_path, parameters)
     of_each = {
-        folder: frame[interventions.CONDITION].drop_duplicates().astype(object).where(lambda f: f.notna(), None)
+        folder: frame[answers.CONDITION].drop_duplicates().astype(object).where(lambda f: f.notna(), None)
         for folder, frame in of_folder.items()
     }
     assert {folder: frame.to_numpy().tolist() for folder, frame in of_each.items()} == {
@@ -685,7 +685,7 @@ def test_a_forged_receipt_is_refused(model, prompts, tmp_path):
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     rows[4]["receipt"]["steps_touched"] = 1
     path.unlink()
-    answers.append_answers(path, rows)
+    answering.append_answers(path, rows)
     with pytest.raises(receipts.ReceiptError, match="'aligned' touched 1 steps"):
         receipts.lay_out(read_answers(tmp_path, ["baseline", "aligned"]))
 
@@ -887,7 +887,7 @@ def test_arms_that_share_an_autoencoder_share_its_load_and_few_are_in_memory(
     options = {"load_arm": ArmLoader(**folders), "prompts": prompts.head(4), "directory": tmp_path}
     once = [("aligned", "layer_00"), ("aligned", "layer_01"), ("pretrained", "layer_00"), ("pretrained", "layer_01")]
     for _ in range(2):
-        answers.answer_stage(model, chosen, **options)
+        answering.answer_stage(model, chosen, **options)
         assert sorted(watched.read) == sorted(once * 2), (
             "alone and at once: nothing else, and nothing when all is answered"
         )
@@ -908,8 +908,8 @@ def test_one_layer_at_a_time_holds_one_autoencoder_and_one_that_nothing_trained(
     for names, most in ((arms, 1), ([*arms, "random-sae"], 2)):
         watched.most = 0
         listed = conditions(names, [0, 1], [0.5, 1.0], replicates=2)
-        asked = [answers.Asked(tmp_path / str(most), listed, prompts.head(1))]
-        answers.answer_all(model, told(replace(GREEDY, max_new_tokens=2)), asked, ArmLoader(**folders))
+        asked = [answering.Asked(tmp_path / str(most), listed, prompts.head(1))]
+        answering.answer_all(model, told(replace(GREEDY, max_new_tokens=2)), asked, ArmLoader(**folders))
         gc.collect()
         assert watched.most == most
 

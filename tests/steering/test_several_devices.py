@@ -7,7 +7,7 @@ import pytest
 from activations.two_devices import FIRST, SECOND, Devices, open_on_two
 
 from lib.activations import models
-from lib.steering import answers, costs, generation, interventions, loading
+from lib.steering import answering, costs, generation, interventions, loading
 from lib.steering.interventions import Intervention
 from lib.steering.loading import ArmLoader
 from tests.steering.test_generation import PROMPTS, SAMPLED, WIDTH, folders, told  # noqa: F401
@@ -25,7 +25,7 @@ def steered(model, chosen, folders, directory):  # noqa: F811
     contrasts = {layer: loading.random_direction(WIDTH, layer) for layer in (0, 1)}
     loader = ArmLoader(**folders, devices=generation.layer_devices(model), contrasts=contrasts)
     prompts = pd.DataFrame({"id": ["a", "b", "c"], "dimension": "Safety", "prompt": PROMPTS})
-    answers.answer_stage(model, chosen, load_arm=loader, prompts=prompts, directory=directory)
+    answering.answer_stage(model, chosen, load_arm=loader, prompts=prompts, directory=directory)
     files = {path.name: path.read_bytes() for path in directory.glob("**/*.jsonl")}
     return files, costs.text_losses(model, interventions.to_answer(chosen)["."], load_arm=loader, texts=TEXTS)
 
