@@ -1,15 +1,39 @@
-"""What several tests of whole runs share: Snakemake started as a user does it, and a profile of real data."""
+"""What several tests of whole runs share: Snakemake started as a user does it, a small run, and a profile of real data."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
+import yaml
 from filelock import FileLock
 
-from lib.run.files import PROJECT
+from lib.run.files import PROJECT, write_text_atomically
 from lib.run.profile import load_profile
+from lib.steering.prompts import DIMENSIONS
 
-TINY = PROJECT / "tests" / "faults" / "tiny.yaml"
+EXAMPLES = sorted((PROJECT / "profiles" / "examples").glob("*.yaml"))
+COLUMNS = ["action", "rot-moral-foundations", "action-moral-judgment", "rot-agree", "rot-bad", "m"]
+LITTLE = {
+    "layers": [1, 2],
+    "bootstrap_draws": 20,
+    "permutations": 20,
+    "control_layers": 1,
+    "probe_rows": 500,
+    "sae_epochs": 4,
+    "alignment_epochs": 2,
+    "arms": ["baseline", "aligned", "random-direction"],
+    "max_new_tokens": 8,
+    "replicates": 1,
+    "sweep_prompts": 2,
+    "gold_pairs": 4,
+    "second_judge_prompts": 2,
+    "judge_retries": 0,
+}
+"""As little work as every stage still accepts, with something to share between parts."""
+
 START = [sys.executable, "-m", "workflow.start"]
 
 REAL_PROFILE = """
@@ -39,7 +63,37 @@ def start(profile="profiles/demo.yaml", *arguments):
     return _finished([*START, str(profile), "--cores", "2", *arguments])
 
 
-def undisturbed(profile: Path = TINY) -> Path:
+def tiny() -> Path:
+    """Write the profile of the small run and return its place: what the examples say to change, all changed at once.
+
+    It has a model, annotations (a third of the demo's, in a file of fewer columns), prompts and a judge of its own.
+    """
+    folder = PROJECT / "runs" / ".tiny"
+    folder.mkdir(parents=True, exist_ok=True)
+    content: dict[str, Any] = {}
+    for path in EXAMPLES:
+        content |= yaml.safe_load(path.read_text(encoding="utf-8"))
+    rows = pd.read_csv(PROJECT / content["annotations"], sep="\t", dtype=str, keep_default_na=False)
+    prompts = [{"dimension": name, "subcomponent": "mine", "prompt": f"{name}?"} for name in DIMENSIONS * 2]
+    written = {
+        "annotations": ("mine.csv", rows[COLUMNS][::3].to_csv(index=False)),
+        "prompts": ("mine.jsonl", "".join(json.dumps(line) + "\n" for line in prompts)),
+    }
+    for key, (name, text) in written.items():
+        write_text_atomically(folder / name, text)
+        content[key] = str(folder / name)
+    # The example's judge answers nothing useful: it comes second, so that there is something to judge by.
+    content |= {
+        "run": "tiny",
+        "models": [{"name": "mine", "path": "data/demo/models/moral-small"}],
+        "sae_model": "mine",
+    }
+    content |= {"second_judge": content["judge"], "judge": "offline"} | LITTLE
+    write_text_atomically(folder / "tiny.yaml", yaml.safe_dump(content))
+    return folder / "tiny.yaml"
+
+
+def undisturbed(profile: Path) -> Path:
     """Make a run, unless it is there, and return its folder; who asks for it meanwhile waits.
 
     Tests that make a run in another way compare it with this one.

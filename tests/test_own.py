@@ -1,18 +1,13 @@
 """Bringing one's own: the examples are short, valid and, with a model, annotations, prompts and judge of one's own, run."""
 
-import json
-import shutil
-
 import pandas as pd
 import pytest
 import yaml
-from engine import start
+from engine import EXAMPLES, start, tiny, undisturbed
 
 from lib.run.files import PROJECT, resolve
 from lib.run.profile import load_profile
-from lib.steering.prompts import DIMENSIONS, read_prompts
-
-EXAMPLES = sorted((PROJECT / "profiles" / "examples").glob("*.yaml"))
+from lib.steering.prompts import read_prompts
 
 
 def test_there_is_an_example_of_everything():
@@ -31,43 +26,14 @@ def test_an_example_is_short_and_valid_and_marks_what_to_change(path):
 
 
 @pytest.mark.pipeline
-def test_a_run_of_ones_own(tmp_path, tiny_model):
+def test_a_run_of_ones_own():
     """What the examples say to change, changed: all four at once, through all nine stages."""
-    content = {}
-    for path in EXAMPLES:
-        content |= yaml.safe_load(path.read_text(encoding="utf-8"))
-    rows = pd.read_csv(resolve(content["annotations"]), sep="\t", dtype=str, keep_default_na=False)
-    mine = rows[["action", "rot-moral-foundations", "action-moral-judgment", "rot-agree", "rot-bad", "m"]]
-    mine.to_csv(tmp_path / "mine.csv", index=False)
-    prompts = [
-        {"dimension": dimension, "subcomponent": "mine", "prompt": f"{dimension}?"} for dimension in DIMENSIONS * 2
-    ]
-    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in prompts), encoding="utf-8")
-    content |= {
-        "run": f"test-{tmp_path.name}",
-        "annotations": str(tmp_path / "mine.csv"),
-        "agreement": "rot-agree",
-        "models": [{"name": "mine", "path": str(tiny_model)}],
-        "sae_model": "mine",
-        "prompts": str(tmp_path / "mine.jsonl"),
-        "bootstrap_draws": 20,
-        "permutations": 20,
-        "control_layers": 1,
-        "probe_rows": 500,
-        "replicates": 1,
-        "sweep_prompts": 2,
-        "judge_retries": 0,
-    }
-    profile = tmp_path / "mine.yaml"
-    profile.write_text(yaml.safe_dump(content), encoding="utf-8")
-    result, run = start(profile), PROJECT / "runs" / content["run"]
-    assert result.returncode == 0, result.stderr[-3000:]
+    run = undisturbed(tiny())
     ledger = pd.read_csv(run / "claims" / "claims.csv")
     assert (ledger.set_index("id").loc["subset", "decision"]) == "not comparable"
     assert "finding about this run's models and data" in set(ledger["standing"]), "not the demo's annotations"
-    summary = pd.read_parquet(run / "judging" / "mine" / "summary.parquet")
-    assert set(summary["judge"]) == {"mockllm/model"}
-    shutil.rmtree(run)
+    judges = pd.read_parquet(run / "judging" / "mine" / "judges.parquet").query("metric == 'verdicts'")
+    assert dict(zip(judges["judge"], judges["value"], strict=True)) == {"offline/rule": 1, "mockllm/model": 0}
 
 
 @pytest.mark.pipeline

@@ -25,12 +25,13 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import runs_compared  # noqa: E402
-from engine import TINY  # noqa: E402
+from engine import tiny  # noqa: E402
 
 from lib.run.files import CompanionError  # noqa: E402
 from lib.run.table import STAGES  # noqa: E402
 from workflow.report import job_name  # noqa: E402
 
+TINY = tiny()
 PROFILE = yaml.safe_load(TINY.read_text())
 REFERENCE = ROOT / "runs" / PROFILE["run"]
 MODEL = PROFILE["sae_model"]

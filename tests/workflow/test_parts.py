@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import runs_compared
 import yaml
-from engine import TINY, snakemake, undisturbed
+from engine import snakemake, tiny, undisturbed
 
 from lib.activations import store
 from lib.run import stage
@@ -155,20 +155,21 @@ def test_a_part_runs_the_shared_cells_with_its_share(tmp_path, monkeypatch):
 @pytest.mark.pipeline
 def test_a_run_in_parts_has_the_results_of_a_run_at_once(tmp_path):
     """Rows, layers and arms as jobs of their own, up to the answers; every table, weight and chunk is the same."""
-    tiny = yaml.safe_load(TINY.read_text(encoding="utf-8"))
-    model = tiny["sae_model"]
-    at_once, in_parts = undisturbed(), PROJECT / "runs" / "test-in-parts"
+    small = tiny()
+    content = yaml.safe_load(small.read_text(encoding="utf-8"))
+    model = content["sae_model"]
+    at_once, in_parts = undisturbed(small), PROJECT / "runs" / "test-in-parts"
     shutil.rmtree(in_parts, ignore_errors=True)
     # The first stage has no parts: the run goes on from the same vectors.
     shutil.copytree(at_once / "vectors", in_parts / "vectors")
     (in_parts / "notebooks").mkdir()
     shutil.copy(at_once / "notebooks" / "01_vectors.ipynb", in_parts / "notebooks")
     profile = tmp_path / "in-parts.yaml"
-    profile.write_text(yaml.safe_dump(tiny | {"run": in_parts.name, "parts": 2}))
+    profile.write_text(yaml.safe_dump(content | {"run": in_parts.name, "parts": 2}))
     result = snakemake(f"runs/{in_parts.name}/notebooks/07_steering.{model}.ipynb", "--cores", "2", profile=profile)
     assert result.returncode == 0, result.stderr
     for name in ("activations", "sae", "alignment", "steering"):
-        assert estimates.parts(load_profile(TINY), name) == 1, "or nothing is at once"
+        assert estimates.parts(load_profile(small), name) == 1, "or nothing is at once"
         assert f"{name}_part:" in result.stderr
         made = STAGES[name].directory(model)
         assert runs_compared.digests(at_once / made)

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from engine import TINY
+from engine import tiny
 
 from lib.run.files import PROJECT
 from workflow.start import die_with_parent
@@ -17,7 +17,7 @@ from workflow.start import die_with_parent
 @pytest.mark.pipeline
 @pytest.mark.slurm
 def test_a_run_on_slurm_survives_a_kill_and_a_drain_with_the_tables_of_a_local_run():
-    command = [sys.executable, "tests/slurm/run.py", str(TINY)]
+    command = [sys.executable, "tests/slurm/run.py", str(tiny())]
     result = subprocess.run(
         command, cwd=PROJECT, capture_output=True, text=True, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent
     )
