@@ -82,16 +82,16 @@ lab: $(LAB) ## open the notebooks in JupyterLab
 # Linear algebra in one thread, as in a run's jobs: two tests with two threads each on two cores spin and wait for each other.
 ONE_THREAD = OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 TESTS = PATH="$(abspath $(BIN)):$$PATH" $(ONE_THREAD) $(BIN)/python -m pytest -q $(PYTEST)
-TWO = -n 2 --dist loadfile --no-loadscope-reorder
+THREE = -n 3 --dist loadfile --no-loadscope-reorder
 
-# Two tests at a time, those that start runs of their own first: a run's jobs wait for each other, and other tests fill the
-# gaps. Beside them the run on Slurm, which mostly waits; then the notebooks.
+# Three tests at a time, also on two cores, those that start runs of their own first: jobs, servers and browsers wait for each
+# other, and other tests fill the gaps. Beside them the run on Slurm, which mostly waits; then the notebooks.
 test: $(TEST) lint reproduce ## style, the demo run, all tests, and nbval on the notebooks
 	@failed=0; \
 	said=$$(mktemp); $(TESTS) -m slurm tests/workflow/test_slurm.py >$$said 2>&1 & slurm=$$!; \
 	trap "kill $$slurm 2>/dev/null; rm -f $$said" EXIT; trap "exit 130" INT TERM; \
-	$(TESTS) $(TWO) -m "not slurm" tests || failed=1; \
-	$(TESTS) $(TWO) -p tests.nbval_numbers notebooks --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg || failed=1; \
+	$(TESTS) $(THREE) -m "not slurm" tests || failed=1; \
+	$(TESTS) $(THREE) -p tests.nbval_numbers notebooks --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg || failed=1; \
 	wait $$slurm || failed=1; cat $$said; \
 	exit $$failed
 

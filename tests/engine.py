@@ -21,7 +21,7 @@ LITTLE = {
     "bootstrap_draws": 20,
     "permutations": 20,
     "control_layers": 1,
-    "probe_rows": 500,
+    "probe_rows": 300,
     "sae_epochs": 4,
     "alignment_epochs": 2,
     "arms": ["baseline", "aligned", "random-direction"],
@@ -66,7 +66,7 @@ def start(profile="profiles/demo.yaml", *arguments):
 def tiny() -> Path:
     """Write the profile of the small run and return its place: what the examples say to change, all changed at once.
 
-    It has a model, annotations (a third of the demo's, in a file of fewer columns), prompts and a judge of its own.
+    It has a model, annotations (a fifth of the demo's, in a file of fewer columns), prompts and a judge of its own.
     """
     folder = PROJECT / "runs" / ".tiny"
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def tiny() -> Path:
     rows = pd.read_csv(PROJECT / content["annotations"], sep="\t", dtype=str, keep_default_na=False)
     prompts = [{"dimension": name, "subcomponent": "mine", "prompt": f"{name}?"} for name in DIMENSIONS * 2]
     written = {
-        "annotations": ("mine.csv", rows[COLUMNS][::3].to_csv(index=False)),
+        "annotations": ("mine.csv", rows[COLUMNS][::5].to_csv(index=False)),
         "prompts": ("mine.jsonl", "".join(json.dumps(line) + "\n" for line in prompts)),
     }
     for key, (name, text) in written.items():

@@ -85,9 +85,9 @@ class DeadlyStore(Store):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def a_model(strength, first_token=0.0, layers_=2, seed=0):
+def a_model(strength, first_token=0.0, layers_=2, seed=0, per_cell=40):
     """A store, annotations and subset whose activations hold the planted geometry; the text of an action holds none."""
-    rows, subset = planted(strength, per_cell=40, first_token=first_token)
+    rows, subset = planted(strength, per_cell=per_cell, first_token=first_token)
     generator = np.random.default_rng(seed)
     numbers = generator.permutation(len(subset))  # in the order of the rows, their digits would tell the label
     words = generator.choice(list("abcdefgh"), len(subset))

@@ -92,7 +92,7 @@ def test_a_planted_signal_that_words_do_not_hold_is_found_and_said():
 @pytest.mark.parametrize("first_token", [0.0, 300.0])
 def test_nothing_is_found_in_nothing(first_token):
     """Also where a large first token encodes the length."""
-    _, table = decided(a_model(0.0, first_token), control_layers=1, draws=24)
+    _, table = decided(a_model(0.0, first_token, per_cell=25), control_layers=1, draws=24)
     assert SIGNAL not in set(table["decision"])
 
 

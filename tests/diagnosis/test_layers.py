@@ -51,7 +51,7 @@ def test_degenerate_input_is_reported_and_never_a_zero(damage):
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_the_whole_diagnosis_finds_planted_geometry(pooling):
-    tables = diagnosed(a_model(4.0), pooling=pooling)
+    tables = diagnosed(a_model(4.0, per_cell=20), draws=20, pooling=pooling)
     for kind, table in tables.items():
         assert set(table["layer"]) == {0, 1}, kind
         unknown = {part for arm in table["arm"] for part in arm.split(", ")} - set(controls.ARMS)
@@ -63,7 +63,7 @@ def test_the_whole_diagnosis_finds_planted_geometry(pooling):
 
 
 def test_processes_side_by_side_find_what_one_finds(monkeypatch):
-    inputs = a_model(4.0)
+    inputs = a_model(4.0, per_cell=20)
     alone = diagnosed(inputs, draws=10, control_layers=1)
     monkeypatch.setattr(layers, "processes", lambda _: 2)
     together = diagnosed(inputs, draws=10, control_layers=1)
@@ -98,7 +98,7 @@ def test_there_are_as_many_processes_as_cores_and_memory_allow(monkeypatch):
 
 
 def test_a_damaged_layer_is_reported_and_the_others_are_analysed():
-    store, annotations, subset = a_model(4.0, layers_=3)
+    store, annotations, subset = a_model(4.0, layers_=3, per_cell=20)
     for pooled in store.pooled.values():
         pooled[0], pooled[1] = 7.0, np.nan
     tables = diagnosed((store, annotations, subset), draws=10, control_layers=3)
