@@ -79,7 +79,7 @@ def test_where_no_problem_could_be_posed_every_kind_is_undecided_and_said_to_be(
 
 
 def test_a_planted_signal_that_words_do_not_hold_is_found_and_said():
-    measured, table = decided(a_model(2.0, layers_=1), control_layers=1, draws=24)
+    measured, table = decided(a_model(2.0, layers_=1, per_cell=25), control_layers=1, draws=24)
     assert (table.loc[["categorical", "dimensional"], "decision"] == SIGNAL).all()
     controls = measured[measured["layer"].isna() & measured["kind"].isin(["categorical", "dimensional"])]
     assert set(controls["pooling"]) == set(measurement.WORDLIKE)
@@ -98,7 +98,7 @@ def test_nothing_is_found_in_nothing(first_token):
 
 def test_text_features_alone_are_never_a_signal():
     """Labels follow words; the representation is the words' own features, in few dimensions."""
-    store, annotations, subset = a_model(0.0)
+    store, annotations, subset = a_model(0.0, per_cell=25)
     generator = np.random.default_rng(0)
     words = {pole: [f"{pole}{index}" for index in range(8)] for pole in ("virtue", "vice", "neutral")}
     text = [
