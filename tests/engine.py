@@ -1,6 +1,7 @@
 """What several tests of whole runs share: Snakemake started as a user does it, a small run, and a profile of real data."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -52,10 +53,10 @@ seed: 0
 """A run on the real data beside the checkout, as the README shows it."""
 
 
-def snakemake(*arguments, profile="profiles/demo.yaml"):
+def snakemake(*arguments, profile="profiles/demo.yaml", **environment):
     """The graph alone, such as a dry run."""
     command = [sys.executable, "-m", "snakemake", *arguments, "--nolock", "--rerun-triggers", "code"]
-    return _finished([*command, "--config", f"profile={profile}"])
+    return _finished([*command, "--config", f"profile={profile}"], environment)
 
 
 def start(profile="profiles/demo.yaml", *arguments):
@@ -105,5 +106,6 @@ def undisturbed(profile: Path) -> Path:
     return run
 
 
-def _finished(command):
-    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+def _finished(command, environment=None):
+    added = os.environ | (environment or {})
+    return subprocess.run(command, cwd=PROJECT, env=added, capture_output=True, text=True, stdin=subprocess.DEVNULL)

@@ -154,7 +154,10 @@ def test_a_part_runs_the_shared_cells_with_its_share(tmp_path, monkeypatch):
 
 @pytest.mark.pipeline
 def test_a_run_in_parts_has_the_results_of_a_run_at_once(tmp_path):
-    """Rows, layers and arms as jobs of their own, up to the answers; every table, weight and chunk is the same."""
+    """Rows, layers and arms as jobs of their own, up to the answers; every table, weight and chunk is the same.
+
+    What opens models and is all on this machine asks nobody on the network, not even whether there is something newer.
+    """
     small = tiny()
     content = yaml.safe_load(small.read_text(encoding="utf-8"))
     model = content["sae_model"]
@@ -166,8 +169,12 @@ def test_a_run_in_parts_has_the_results_of_a_run_at_once(tmp_path):
     shutil.copy(at_once / "notebooks" / "01_vectors.ipynb", in_parts / "notebooks")
     profile = tmp_path / "in-parts.yaml"
     profile.write_text(yaml.safe_dump(content | {"run": in_parts.name, "parts": 2}))
-    result = snakemake(f"runs/{in_parts.name}/notebooks/07_steering.{model}.ipynb", "--cores", "2", profile=profile)
+    record = tmp_path / "lookups"
+    watched = {"PYTHONPATH": str(PROJECT / "tests" / "lookups"), "LOOKUPS": str(record)}
+    target = f"runs/{in_parts.name}/notebooks/07_steering.{model}.ipynb"
+    result = snakemake(target, "--cores", "2", profile=profile, **watched)
     assert result.returncode == 0, result.stderr
+    assert set(record.read_text(encoding="utf-8").splitlines()) == {"began"}
     for name in ("activations", "sae", "alignment", "steering"):
         assert estimates.parts(load_profile(small), name) == 1, "or nothing is at once"
         assert f"{name}_part:" in result.stderr
