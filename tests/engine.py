@@ -11,7 +11,7 @@ import pandas as pd
 import yaml
 from filelock import FileLock
 
-from lib.run.files import PROJECT, write_text_atomically
+from lib.run.files import PROJECT, resolve, write_text_atomically
 from lib.run.profile import load_profile
 from lib.steering.prompts import DIMENSIONS
 
@@ -56,7 +56,7 @@ seed: 0
 def snakemake(*arguments, profile="profiles/demo.yaml", **environment):
     """The graph alone, such as a dry run."""
     command = [sys.executable, "-m", "snakemake", *arguments, "--nolock", "--rerun-triggers", "code"]
-    return _finished([*command, "--config", f"profile={profile}"], environment)
+    return _finished([*command, "--config", f"profile={profile}"], **environment)
 
 
 def start(profile="profiles/demo.yaml", *arguments):
@@ -74,22 +74,20 @@ def tiny() -> Path:
     content: dict[str, Any] = {}
     for path in EXAMPLES:
         content |= yaml.safe_load(path.read_text(encoding="utf-8"))
-    rows = pd.read_csv(PROJECT / content["annotations"], sep="\t", dtype=str, keep_default_na=False)
+    rows = pd.read_csv(resolve(content["annotations"]), sep="\t", dtype=str, keep_default_na=False)
     prompts = [{"dimension": name, "subcomponent": "mine", "prompt": f"{name}?"} for name in DIMENSIONS * 2]
-    written = {
-        "annotations": ("mine.csv", rows[COLUMNS][::5].to_csv(index=False)),
-        "prompts": ("mine.jsonl", "".join(json.dumps(line) + "\n" for line in prompts)),
-    }
-    for key, (name, text) in written.items():
-        write_text_atomically(folder / name, text)
-        content[key] = str(folder / name)
-    # The example's judge answers nothing useful: it comes second, so that there is something to judge by.
+    mine = {"annotations": folder / "mine.csv", "prompts": folder / "mine.jsonl"}
+    write_text_atomically(mine["annotations"], rows[COLUMNS][::5].to_csv(index=False))
+    write_text_atomically(mine["prompts"], "".join(json.dumps(line) + "\n" for line in prompts))
+    content |= LITTLE | {key: str(path) for key, path in mine.items()}
     content |= {
         "run": "tiny",
         "models": [{"name": "mine", "path": "data/demo/models/moral-small"}],
         "sae_model": "mine",
+        # The example's judge answers nothing useful: it comes second, so that there is something to judge by.
+        "second_judge": content["judge"],
+        "judge": "offline",
     }
-    content |= {"second_judge": content["judge"], "judge": "offline"} | LITTLE
     write_text_atomically(folder / "tiny.yaml", yaml.safe_dump(content))
     return folder / "tiny.yaml"
 
@@ -106,6 +104,6 @@ def undisturbed(profile: Path) -> Path:
     return run
 
 
-def _finished(command, environment=None):
-    added = os.environ | (environment or {})
-    return subprocess.run(command, cwd=PROJECT, env=added, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+def _finished(command, **environment):
+    options = {"cwd": PROJECT, "env": os.environ | environment, "stdin": subprocess.DEVNULL}
+    return subprocess.run(command, capture_output=True, text=True, **options)

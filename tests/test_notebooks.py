@@ -10,6 +10,7 @@ import nbval_numbers
 import pytest
 
 from lib.run.files import PROJECT
+from lib.run.provenance import notebook_code
 from lib.run.table import KINDS, STAGES
 
 EXPLORE, TRY = (PROJECT / "notebooks" / f"{name}.ipynb" for name in ("explore", "try"))
@@ -31,14 +32,10 @@ def code_cells(cells):
 
 def test_a_notebook_that_opens_no_model_does_not_wait_for_the_packages_that_do():
     """Seconds of every start: only what reads activations and what answers needs nnsight and transformers."""
-    opening = {STAGES["activations"].notebook, STAGES["steering"].notebook}
     imports = []
-    for path in NOTEBOOKS:
-        source = "\n".join(
-            "".join(cell["source"]) for cell in code_cells(json.loads(path.read_text(encoding="utf-8"))["cells"])
-        )
-        found = [node for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)]
-        imports += [ast.unparse(node) for node in found if path.stem not in opening]
+    for name in [name for name in STAGES if name not in ("activations", "steering")]:
+        statements = ast.parse(notebook_code(STAGES[name].notebook)).body
+        imports += [ast.unparse(node) for node in statements if isinstance(node, ast.Import | ast.ImportFrom)]
     code = "\n".join([*imports, "import sys", "print({'nnsight', 'transformers'} & set(sys.modules))"])
     result = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"

@@ -87,20 +87,14 @@ extraction.extract(model, prompts, store=target, token_budget=60)
 """
 
 
-@pytest.fixture(scope="module")
-def extracted(tiny_model, tmp_path_factory):
-    """A command that extracts 300 rows in 30 chunks, and the store of a run that nobody disturbed."""
-    folder = tmp_path_factory.mktemp("extraction")
-    (folder / "extract.py").write_text(EXTRACT)
-    command = [sys.executable, str(folder / "extract.py"), str(tiny_model)]
-    subprocess.run([*command, str(folder / "whole")], cwd=PROJECT, check=True, capture_output=True)
-    return command, store.open_store(folder / "whole")
-
-
-def test_a_twice_killed_extraction_goes_on_to_the_same_bytes(extracted, tmp_path):
-    command, whole = extracted
+def test_a_twice_killed_extraction_goes_on_to_the_same_bytes(tiny_model, tmp_path):
+    """300 rows in 30 chunks, beside the store of a process that nobody disturbed."""
+    (tmp_path / "extract.py").write_text(EXTRACT)
+    extract = [sys.executable, str(tmp_path / "extract.py"), str(tiny_model)]
+    subprocess.run([*extract, str(tmp_path / "whole")], cwd=PROJECT, check=True, capture_output=True)
+    whole = store.open_store(tmp_path / "whole")
     directory = tmp_path / "store"
-    command = [*command, str(directory)]
+    command = [*extract, str(directory)]
     for chunks in (1, 15):
         process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         while len(list((directory / "chunks").glob("*.json"))) < chunks:

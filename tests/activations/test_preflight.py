@@ -1,5 +1,6 @@
 """What a run will take, against counts made by hand, the real parameters of tiny models, and faked machines."""
 
+import statistics
 import subprocess
 import sys
 from dataclasses import replace
@@ -134,13 +135,16 @@ def test_working_memory_is_what_an_extraction_takes(tmp_path):
     )
     transformers.Qwen3ForCausalLM(config).save_pretrained(tmp_path / "model")
     byte_tokenizer().save_pretrained(tmp_path / "model")
-    command = [sys.executable, "-c", PEAK, str(tmp_path / "model")]
-    shares: list[float] = []
-    # How much lies in memory at once also depends on what else the machine does; a wrong estimate is wrong every time.
-    while len(shares) < 3 and not (shares and 1 / 1.3 < shares[-1] < 1.3):
-        run = [*command, str(tmp_path / f"store{len(shares)}")]
-        shares.append(float(subprocess.run(run, cwd=PROJECT, capture_output=True, text=True, check=True).stdout))
-    assert 1 / 1.3 < shares[-1] < 1.3, shares
+
+    def measured(folder):
+        command = [sys.executable, "-c", PEAK, str(tmp_path / "model"), str(tmp_path / folder)]
+        return float(subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout)
+
+    # How much lies in memory at once also depends on what else the machine does. Two within the bounds settle the median.
+    shares = [measured("first"), measured("second")]
+    if not all(1 / 1.3 < share < 1.3 for share in shares):
+        shares.append(measured("third"))
+    assert 1 / 1.3 < statistics.median(shares) < 1.3, shares
 
 
 def test_experts_are_not_quantised():
